@@ -1,0 +1,28 @@
+"""Linear operators on torch: matrices known by what they do, with their structure as facts."""
+
+from operators.derivatives import CrossDerivative, Hessian, Jacobian
+from operators.elementary import Dense, Diagonal, Identity
+from operators.fisher import EmpiricalFisher, FisherStream
+from operators.linear_operator import LinearOperator, Product, Scaled, Sum, Transpose
+from operators.low_rank import LowRankPlusDiagonal
+from operators.space import Space
+from operators.structure import Structure
+
+__all__ = [
+    "CrossDerivative",
+    "Dense",
+    "Diagonal",
+    "EmpiricalFisher",
+    "FisherStream",
+    "Hessian",
+    "Identity",
+    "Jacobian",
+    "LinearOperator",
+    "LowRankPlusDiagonal",
+    "Product",
+    "Scaled",
+    "Space",
+    "Structure",
+    "Sum",
+    "Transpose",
+]

@@ -1,0 +1,169 @@
+"""Operators held entry by entry: `Identity`, `Diagonal`, `Dense`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from operators.linear_operator import LinearOperator, Scalar, sign_of
+from operators.space import Space
+from operators.structure import Structure
+
+
+class Diagonal(LinearOperator):
+    """``A = diag(d)``.
+
+    Parameters
+    ----------
+    values
+        ``d``, of shape ``(n,)``; or a scalar tensor together with `space`, for ``d I``.
+    space
+        Space that it acts on; by default plain vectors ``(n,)``.
+    positive_definite
+        Claim that all of ``d`` is positive. By default it is looked up, which reads the values.
+
+    Raises
+    ------
+    ValueError
+        `values` is neither ``(n,)`` nor a scalar with a space, or does not fit the space.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Diagonal(torch.tensor([1.0, 2.0])) @ torch.tensor([3.0, 4.0])
+    tensor([3., 8.])
+    """
+
+    def __init__(
+        self, values: Tensor, space: Space | None = None, *, positive_definite: bool | None = None
+    ) -> None:
+        if space is None:
+            if values.ndim != 1:
+                raise ValueError(
+                    f"values has shape {tuple(values.shape)}; expected (n,), or a scalar and a space"
+                )
+            space = Space.flat(values.shape[0], values.dtype, values.device)
+        elif values.shape not in (torch.Size([]), torch.Size([space.size])):
+            raise ValueError(
+                f"values has shape {tuple(values.shape)}; expected () or ({space.size},)"
+            )
+        if positive_definite is None:
+            positive_definite = bool((values > 0).all())
+        structure = Structure(diagonal=True, positive_definite=positive_definite)
+        super().__init__(space, space, structure)
+        self.values = values
+
+    @property
+    def low_rank_plus_diagonal(self) -> bool:
+        """True: the low-rank part is empty."""
+        return True
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.values * v
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return (self.values if self.values.ndim == 0 else self.values[:, None]) * block
+
+    def _add(self, other: LinearOperator) -> LinearOperator | None:
+        if not isinstance(other, Diagonal):
+            return None
+        structure = self.structure.plus(other.structure)
+        space = other.domain if self.domain.is_flat else self.domain
+        return Diagonal(
+            self.values + other.values, space, positive_definite=structure.positive_definite
+        )
+
+    def _scale(self, factor: Scalar) -> LinearOperator:
+        structure = self.structure.times(sign_of(factor))
+        return Diagonal(
+            factor * self.values, self.domain, positive_definite=structure.positive_definite
+        )
+
+
+class Identity(Diagonal):
+    """``I`` on R^n, or on the space of a nested structure.
+
+    Parameters
+    ----------
+    space
+        Size n, or a `Space`.
+    dtype, device
+        For a size; by default torch's default dtype on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> (0.5 * Identity(2)) @ torch.tensor([3.0, 4.0])
+    tensor([1.5000, 2.0000])
+    """
+
+    def __init__(
+        self,
+        space: int | Space,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if isinstance(space, int):
+            space = Space.flat(space, dtype or torch.get_default_dtype(), device)
+        one = torch.ones((), dtype=space.dtype, device=space.device)
+        super().__init__(one, space, positive_definite=True)
+
+
+class Dense(LinearOperator):
+    """A matrix ``(m, n)``.
+
+    Parameters
+    ----------
+    matrix
+        Tensor of shape ``(m, n)``.
+    symmetric, positive_definite
+        Claims about it. ``symmetric`` is checked here (an exact comparison up to rounding, one pass);
+        ``positive_definite`` is taken as promised and found out by a Cholesky factorisation.
+
+    Raises
+    ------
+    ValueError
+        Not a matrix, or claimed symmetric and not so.
+
+    Examples
+    --------
+    >>> import torch
+    >>> A = Dense(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    >>> A.T @ torch.tensor([1.0, 2.0])
+    tensor([0., 1.])
+    """
+
+    def __init__(
+        self, matrix: Tensor, *, symmetric: bool = False, positive_definite: bool = False
+    ) -> None:
+        if matrix.ndim != 2:
+            raise ValueError(f"matrix has shape {tuple(matrix.shape)}; expected (m, n)")
+        structure = Structure(symmetric=symmetric, positive_definite=positive_definite)
+        m, n = matrix.shape
+        dtype, device = matrix.dtype, matrix.device
+        super().__init__(Space.flat(n, dtype, device), Space.flat(m, dtype, device), structure)
+        if self.symmetric:
+            asymmetry = (matrix - matrix.T).abs().max() if matrix.numel() else matrix.new_zeros(())
+            scale = matrix.abs().max() if matrix.numel() else matrix.new_ones(())
+            if asymmetry > 100 * torch.finfo(dtype).eps * scale:
+                raise ValueError(
+                    f"matrix is claimed symmetric, but max |A - A^T| = {float(asymmetry):.3g} "
+                    f"with max |A| = {float(scale):.3g}; drop the claim or symmetrise it"
+                )
+        self.matrix = matrix
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.matrix @ v
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self.matrix @ block
+
+    def _rmatvec(self, v: Tensor) -> Tensor:
+        return self.matrix.T @ v
+
+    def _transpose(self) -> LinearOperator:
+        return Dense(self.matrix.T)
+
+    def to_dense(self) -> Tensor:
+        """The matrix itself; no copy."""
+        return self.matrix

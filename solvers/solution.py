@@ -1,0 +1,71 @@
+"""What a solve returns, and how it says that it did not converge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Info:
+    """How a linear solve went.
+
+    Parameters
+    ----------
+    converged
+        Whether the true residual of every column meets the tolerance.
+    iterations
+        Iterations of the slowest column; 0 for a direct solver.
+    residual
+        True relative residual ``|b - A x| / |b|`` (2-norm), recomputed with one product after the
+        solve, worst column; never the recurrence's.
+    solver
+        The solver and its settings, as text.
+    status
+        ``"converged"``, ``"maxiter"``, ``"indefinite"``, ``"diverged"``, ``"breakdown"`` or
+        ``"inaccurate"``.
+    reason
+        The status in a sentence, with the numbers.
+    products
+        Products with A that the solve took, that of the residual included; a block of k columns
+        counts k.
+    """
+
+    converged: bool
+    iterations: int
+    residual: float
+    solver: str
+    status: str
+    reason: str
+    products: int
+
+
+class Solution(NamedTuple):
+    """A solution and its diagnostics: ``value, info = solution``."""
+
+    value: Any
+    info: Info
+
+
+class ConvergenceWarning(UserWarning):
+    """A result did not reach the tolerance that was asked for."""
+
+
+class NotConvergedError(RuntimeError):
+    """A solver with ``strict=True`` did not reach its tolerance; `info` says how far it came."""
+
+    def __init__(self, info: Info) -> None:
+        super().__init__(info.reason)
+        self.info = info
+
+
+class StructureError(ValueError):
+    """The operator lacks a structure that the solver needs, or a claim about it is false."""
+
+
+class NotPositiveDefiniteError(StructureError):
+    """A matrix that a factorisation needs positive definite is not."""
+
+
+class SingularError(StructureError):
+    """A matrix is singular to working precision."""
