@@ -1,0 +1,144 @@
+"""What is known about a hypergradient's error: the certificate that comes with each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from solvers import Info
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """Constants under which a hypergradient's error can be bounded a posteriori.
+
+    They must hold on a set that contains the segment from y to y*(x); upper bounds except the first.
+
+    Parameters
+    ----------
+    strong_convexity
+        ``mu > 0``: a *lower* bound of the eigenvalues of the inner Hessian.
+    cross_norm
+        ``|C|``, spectral norm of the cross derivative.
+    outer_smoothness
+        Lipschitz constant in y of ``d_y g``.
+    direct_smoothness
+        Lipschitz constant in y of ``d_x g``.
+    hessian_lipschitz, cross_lipschitz
+        Lipschitz constants in y of the inner Hessian and of C; zero for a quadratic inner loss.
+    """
+
+    strong_convexity: float
+    cross_norm: float
+    outer_smoothness: float = 0.0
+    direct_smoothness: float = 0.0
+    hessian_lipschitz: float = 0.0
+    cross_lipschitz: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"Smoothness: {name}={value}; expected a finite number >= 0")
+        if self.strong_convexity == 0:
+            raise ValueError("Smoothness: strong_convexity=0; a bound needs a positive lower bound")
+
+    def error_bound(self, stationarity: float, residual: float, adjoint_norm: float) -> float:
+        r"""Bound of ``|hypergradient - exact|``.
+
+        With ``e = |d_y G| / mu >= |y - y*|``, the absolute residual ``r = |d_y g - H q|`` in the exact
+        Hessian, and ``|q|`` the norm of the computed adjoint:
+
+            L_a e + (|C|/mu) (L_H e |q| + r + L_b e) + L_C e |q| .
+
+        It follows from ``H* (q - q*) = (H* - H) q - (b - H q) + (b - b*)`` and the triangle
+        inequality; for a quadratic inner loss and ``L_a = 0`` it is the bound of Ehrhardt and
+        Roberts (2024), arXiv:2301.04764, with ``|q|`` measured instead of estimated.
+        """
+        mu = self.strong_convexity
+        distance = stationarity / mu
+        adjoint = (
+            self.hessian_lipschitz * distance * adjoint_norm
+            + residual
+            + self.outer_smoothness * distance
+        ) / mu
+        return (
+            self.direct_smoothness * distance
+            + self.cross_norm * adjoint
+            + self.cross_lipschitz * distance * adjoint_norm
+        )
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far a hypergradient can be trusted.
+
+    Parameters
+    ----------
+    inner_stationarity
+        ``|d_y G(y, x)|`` on the inner batch that was used (with a projection: of the projected
+        gradient step). The hypergradient is that of the exact value function only where this is 0.
+    adjoint_residual
+        ``|A q - d_y g| / |d_y g|`` in the operator A that was used; measured, not the recurrence's.
+    hessian_residual
+        The same in the exact inner Hessian without damping: this one shows the bias of a surrogate.
+        None where it was not measured (it costs one Hessian-vector product).
+    converged
+        Whether `adjoint_residual` meets the solver's tolerance.
+    exact
+        Whether A is the exact inner Hessian, undamped, on that batch.
+    iterations
+        Of the linear solver.
+    operator, solver
+        What stood for the Hessian, and what applied its inverse.
+    reason
+        In a sentence: how the adjoint was found and what is approximate about it.
+    damping
+        Multiple of the identity inside A beyond the inner loss's own curvature.
+    effective_rank
+        For a low-rank surrogate, ``sum s/(s + damping)`` (see `operators.EmpiricalFisher`).
+    error_bound
+        Bound on ``|grad - exact|`` where `Smoothness` constants were given and A is exact.
+    constraint_active
+        Whether the projection of the inner problem was active: the formula above then ignores it.
+    """
+
+    inner_stationarity: float
+    adjoint_residual: float
+    hessian_residual: float | None
+    converged: bool
+    exact: bool
+    iterations: int
+    operator: str
+    solver: str
+    reason: str
+    damping: float = 0.0
+    effective_rank: float | None = None
+    error_bound: float | None = None
+    constraint_active: bool = False
+
+    def __str__(self) -> str:
+        lines = [f"{name:>20}: {value}" for name, value in vars(self).items() if value is not None]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A hypergradient as a method hands it over; its certificate is worked out when asked for.
+
+    Parameters
+    ----------
+    gradient
+        Flat, like x.
+    info
+        Of the linear solve; None where there was none.
+    certify
+        Computes the certificate. It may cost an inner gradient and a Hessian product, which is why
+        a loop asks only when it records.
+    """
+
+    gradient: Tensor
+    info: Info | None
+    certify: Callable[[], Certificate]

@@ -1,0 +1,181 @@
+"""The hypergradient by implicit differentiation, and its certificate.
+
+    grad = d_x g - C q,   A q = d_y g,   A = d_yy G,   C = d_x d_y G   (rows: outer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperlearn.certificate import Certificate, Estimate, Smoothness
+from hyperlearn.oracles import Loss, Oracles
+from operators import EmpiricalFisher, LinearOperator, Space
+from solvers import CG, LinearSolver
+
+Tree = Any
+
+
+def hypergradient(
+    outer_loss: Loss,
+    inner_loss: Loss,
+    y: Tree,
+    x: Tree,
+    *,
+    inner_batch: Tree = None,
+    outer_batch: Tree = None,
+    operator: LinearOperator | None = None,
+    solver: LinearSolver | None = None,
+    damping: float = 0.0,
+    smoothness: Smoothness | None = None,
+) -> tuple[Tree, Certificate]:
+    """Gradient in x of ``outer_loss(y*(x), x)`` at a given y near ``y*(x) = argmin inner_loss``.
+
+    Parameters
+    ----------
+    outer_loss, inner_loss
+        ``f(y, x)``, or ``f(y, x, batch)`` where its batch is given; scalar tensors, means over the batch.
+    y, x
+        Tensors or nested structures of tensors, of one floating dtype and device.
+    inner_batch, outer_batch
+        Data of the two losses.
+    operator
+        Stands for the inner Hessian; by default the exact one.
+    solver
+        Applies the inverse; by default `solvers.CG()`.
+    damping
+        Added to the exact Hessian; biases the result, and is reported.
+    smoothness
+        Constants for an error bound.
+
+    Returns
+    -------
+    grad
+        Like x.
+    certificate
+        Inner stationarity, residuals, what was used and why.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A bad tree, a loss that is not a scalar, an operator of another shape or dtype, or
+        derivatives that are not finite.
+    solvers.NotConvergedError
+        With a solver that is ``strict``.
+
+    Notes
+    -----
+    Costs two gradients (outer, and the inner one for the certificate), the solver's products, one
+    cross product, and one more Hessian product where `operator` is a surrogate.
+
+    Examples
+    --------
+    Ridge: ``y* = x / 2``, so that ``d/dx (y* - 1)^2 + x = (x/2 - 1) + 1``.
+
+    >>> import torch, hyperlearn as hl
+    >>> x = torch.tensor([3.0], dtype=torch.float64)
+    >>> grad, certificate = hl.hypergradient(
+    ...     lambda y, x: ((y - 1) ** 2 + x).sum(), lambda y, x: (y**2 - x * y).sum(), x / 2, x
+    ... )
+    >>> grad, certificate.converged
+    (tensor([1.5000], dtype=torch.float64), True)
+    """
+    y_space, x_space = Space.of(y, "y"), Space.of(x, "x")
+    if y_space.dtype != x_space.dtype or y_space.device != x_space.device:
+        raise TypeError(
+            f"y is {y_space.dtype} on {y_space.device} and x is {x_space.dtype} on {x_space.device}; "
+            "expected one dtype and device"
+        )
+    if operator is not None and damping != 0.0:
+        raise ValueError("damping is for the exact Hessian; add it to your operator instead")
+    y_flat, x_flat = y_space.ravel(y).detach(), x_space.ravel(x).detach()
+    oracles = Oracles(inner_loss, outer_loss, y_space, x_space)
+    estimate = implicit_hypergradient(
+        oracles,
+        y_flat,
+        x_flat,
+        inner_batch=inner_batch,
+        outer_batch=outer_batch,
+        operator=operator,
+        solver=solver or CG(),
+        damping=damping,
+        smoothness=smoothness,
+    )
+    return x_space.unravel(estimate.gradient), estimate.certify()
+
+
+def implicit_hypergradient(
+    oracles: Oracles,
+    y: Tensor,
+    x: Tensor,
+    *,
+    inner_batch: Tree,
+    outer_batch: Tree,
+    operator: LinearOperator | None,
+    solver: LinearSolver,
+    damping: float = 0.0,
+    cross: Callable[[Tensor], Tensor] | None = None,
+    constraint_active: bool = False,
+    smoothness: Smoothness | None = None,
+) -> Estimate:
+    """The same on flat vectors: what every implicit method calls.
+
+    Parameters
+    ----------
+    operator
+        Stands for the Hessian on `inner_batch`; None for the exact one plus `damping`.
+    cross
+        ``q -> C q``; None for the cross derivative on `inner_batch`.
+    constraint_active
+        Whether the inner projection was active (goes into the certificate).
+    oracles, y, x, inner_batch, outer_batch, solver, damping, smoothness
+        As for `hypergradient`, flat.
+    """
+    exact = operator is None and damping == 0.0
+    if operator is None:
+        operator = oracles.hessian(y, x, inner_batch, damping)
+    if operator.shape != (y.numel(), y.numel()):
+        raise ValueError(
+            f"operator has shape {operator.shape}; y has {y.numel()} entries, so expected "
+            f"({y.numel()}, {y.numel()})"
+        )
+    b, direct = oracles.outer_gradients(y, x, outer_batch)
+    for name, vector in (("d_y outer_loss", b), ("d_x outer_loss", direct)):
+        if not bool(torch.isfinite(vector).all()):
+            raise ValueError(f"{name} holds NaN or infinite entries at this y and x")
+    q, info = solver.prepare(operator).solve(b)
+    implicit = oracles.cross(y, x, inner_batch)._matvec(q) if cross is None else cross(q)
+
+    def certify() -> Certificate:
+        stationarity = float(oracles.inner_gradient(y, x, inner_batch).norm())
+        if exact:
+            hessian_residual = info.residual
+        else:
+            residual = b - oracles.hessian(y, x, inner_batch)._matvec(q)
+            hessian_residual = float(residual.norm()) / (float(b.norm()) or 1.0)
+        bound = None
+        if smoothness is not None and not constraint_active:
+            absolute = hessian_residual * float(b.norm())
+            bound = smoothness.error_bound(stationarity, absolute, float(q.norm()))
+        return Certificate(
+            inner_stationarity=stationarity,
+            adjoint_residual=info.residual,
+            hessian_residual=hessian_residual,
+            converged=info.converged,
+            exact=exact,
+            iterations=info.iterations,
+            operator=repr(operator),
+            solver=info.solver,
+            reason=info.reason if exact else f"{info.reason}; the operator is not the exact Hessian",
+            damping=damping,
+            effective_rank=(
+                operator.effective_rank() if isinstance(operator, EmpiricalFisher) else None
+            ),
+            error_bound=bound,
+            constraint_active=constraint_active,
+        )
+
+    return Estimate(direct - implicit, info, certify)

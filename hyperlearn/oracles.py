@@ -1,0 +1,160 @@
+"""The derivatives of a bilevel problem, each call counted: the currency that papers compare in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from hyperlearn.regularizer import L2
+from operators import CrossDerivative, Hessian, Identity, LinearOperator, Space
+
+Tree = Any
+Loss = Callable[..., Tensor]
+
+
+@dataclass
+class OracleCount:
+    """Calls so far: gradients, Hessian-vector products, cross products; and samples touched.
+
+    One call works on a batch; `samples` adds up the batch sizes over all calls, so that methods
+    with batches of different sizes can be compared.
+    """
+
+    gradients: int = 0
+    hessian_products: int = 0
+    cross_products: int = 0
+    samples: int = 0
+
+    @property
+    def calls(self) -> int:
+        """All calls."""
+        return self.gradients + self.hessian_products + self.cross_products
+
+
+def batch_length(batch: Tree) -> int:
+    """Number of samples of a batch: the common leading axis; 1 without data."""
+    return 1 if batch is None else int(pytree.tree_leaves(batch)[0].shape[0])
+
+
+class Oracles:
+    """Derivatives of ``G(y, x) = inner_loss + regularizer`` and ``g(y, x) = outer_loss``.
+
+    Works on flat vectors; the spaces carry the nesting. Nothing here keeps a graph: every result
+    is a plain tensor.
+
+    Parameters
+    ----------
+    inner_loss, outer_loss
+        ``f(y, x)``, or ``f(y, x, batch)`` where a batch is given.
+    y_space, x_space
+        Layout of the two variables.
+    regularizer
+        L2 penalty of the inner problem, kept apart from the likelihood.
+    """
+
+    def __init__(
+        self,
+        inner_loss: Loss,
+        outer_loss: Loss,
+        y_space: Space,
+        x_space: Space,
+        regularizer: L2 | None = None,
+    ) -> None:
+        self.inner_loss, self.outer_loss = inner_loss, outer_loss
+        self.y_space, self.x_space = y_space, x_space
+        self.regularizer = regularizer or L2(0.0)
+        self.count = OracleCount()
+        self._counting = True
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within this context nothing is counted: for diagnostics, which are no method's cost."""
+        self._counting = False
+        try:
+            yield
+        finally:
+            self._counting = True
+
+    def _evaluate(self, loss: Loss, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
+        arguments = (self.y_space.unravel(y), self.x_space.unravel(x))
+        return loss(*arguments) if batch is None else loss(*arguments, batch)
+
+    def outer(self, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
+        """``g(y, x)``, not counted."""
+        return self._evaluate(self.outer_loss, y, x, batch)
+
+    def inner(self, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
+        """``G(y, x)`` with the regulariser, not counted."""
+        return self._evaluate(self.inner_loss, y, x, batch) + self.regularizer(y)
+
+    def score(self, y: Tensor, x: Tensor, batch: Tree, loss: Loss | None = None) -> Tensor:
+        """``d_y inner_loss``, without the regulariser; one gradient."""
+        self._add("gradients", batch)
+        loss = loss or self.inner_loss
+        return torch.func.grad(lambda v: self._evaluate(loss, v, x, batch))(y)
+
+    def inner_gradient(self, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
+        """``d_y G``; one gradient."""
+        return self.score(y, x, batch) + self.regularizer.gradient(y)
+
+    def outer_gradients(self, y: Tensor, x: Tensor, batch: Tree) -> tuple[Tensor, Tensor]:
+        """``(d_y g, d_x g)``; one gradient."""
+        self._add("gradients", batch)
+        return torch.func.grad(lambda v, u: self.outer(v, u, batch), argnums=(0, 1))(y, x)
+
+    def hessian(self, y: Tensor, x: Tensor, batch: Tree, damping: float = 0.0) -> LinearOperator:
+        """``d_yy G + damping I``; its products are counted."""
+        counted = _Counted(
+            Hessian(lambda v: self.inner(v, x, batch), y), self, "hessian_products", batch
+        )
+        if damping == 0.0:
+            return counted
+        return counted + damping * Identity(counted.domain)
+
+    def cross(self, y: Tensor, x: Tensor, batch: Tree) -> LinearOperator:
+        """``C = d_x d_y G``, (dim x, dim y); its products are counted."""
+        operator = CrossDerivative(lambda v, u: self.inner(v, u, batch), y, x)
+        return _Counted(operator, self, "cross_products", batch)
+
+    def step_pullback(
+        self, step: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor, u: Tensor, batch: Tree
+    ) -> tuple[Tensor, Tensor]:
+        """``((d_y S)^T u, (d_x S)^T u)`` of one inner step S: a Hessian and a cross product."""
+        self._add("hessian_products", batch)
+        self._add("cross_products", batch)
+        _, pullback = torch.func.vjp(step, y, x)
+        return pullback(u)
+
+    def _add(self, kind: str, batch: Tree, calls: int = 1) -> None:
+        if not self._counting:
+            return
+        setattr(self.count, kind, getattr(self.count, kind) + calls)
+        self.count.samples += calls * batch_length(batch)
+
+
+class _Counted(LinearOperator):
+    """The same operator, its products counted."""
+
+    def __init__(self, operator: LinearOperator, oracles: Oracles, kind: str, batch: Tree) -> None:
+        super().__init__(operator.domain, operator.codomain, operator.structure)
+        self.operator, self.oracles, self.kind, self.batch = operator, oracles, kind, batch
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        self.oracles._add(self.kind, self.batch)
+        return self.operator._matvec(v)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        self.oracles._add(self.kind, self.batch, calls=block.shape[1])
+        return self.operator._matmat(block)
+
+    def _transpose(self) -> LinearOperator:
+        return _Counted(self.operator.T, self.oracles, self.kind, self.batch)
+
+    def __repr__(self) -> str:
+        return repr(self.operator)

@@ -1,0 +1,318 @@
+"""One run, one HDF5 file, written as the run goes.
+
+Schema 1::
+
+    /                   attributes: format = "hyperlearn-run", schema = 1, status, message, created
+    /config             attributes, one a setting; groups nest
+    /environment        attributes: versions, git revision, threads, seed
+    /history/<metric>   growing 1-D arrays of one length, one entry a record
+    /certificates/<f>   the fields of `Certificate`, one entry a record
+    /attachments/<a>    arrays that the experiment stores at the start
+    /result/{x,y}       final variables, with the nesting as groups
+
+Each record is appended by opening, writing and closing the file, so that whatever was recorded is
+readable after a crash, and by others while the run goes on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyperlearn.certificate import Certificate
+
+Tree = Any
+FORMAT, SCHEMA = "hyperlearn-run", 1
+
+
+class RunFileError(ValueError):
+    """A file is not a run of ours, or cannot be used as one."""
+
+
+@dataclass
+class Run:
+    """What a run has found, and how it went.
+
+    Parameters
+    ----------
+    x, y
+        Final outer and inner variables, nested as given; None if the run never came that far.
+    history
+        ``metric -> (records,)``; among them ``step``, ``seconds``, ``outer_loss``,
+        ``hypergradient_norm``, the oracle counts and the problem's metrics.
+    certificates
+        ``field -> (records,)``.
+    certificate
+        The last one, of the last hypergradient; None if there was none.
+    status
+        ``"finished"``, ``"running"`` (also: killed), ``"interrupted"``, ``"diverged"``, ``"failed"``.
+    message
+        Why it ended.
+    config, environment
+        Settings and surroundings.
+    attachments
+        Arrays that the experiment stored.
+    path
+        Its file, if there is one.
+    """
+
+    x: Tree = None
+    y: Tree = None
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+    certificates: dict[str, np.ndarray] = field(default_factory=dict)
+    certificate: Certificate | None = None
+    status: str = "running"
+    message: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    attachments: dict[str, np.ndarray] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Method and seed, for legends."""
+        method = self.config.get("method", {})
+        label = self.config.get("label") or method.get("class") or "run"
+        return f"{label}, seed {self.environment.get('seed', '?')}"
+
+
+class RunFile:
+    """Writes a run to HDF5, record by record.
+
+    Parameters
+    ----------
+    path
+        Of the file; its folder is made.
+    config, environment, attachments
+        Written at once.
+    overwrite
+        Replace an existing run file. Any other existing file is never touched.
+
+    Raises
+    ------
+    FileExistsError
+        The file exists and `overwrite` is False.
+    RunFileError
+        The file exists, is to be overwritten, and is not a run of ours.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        attachments: Mapping[str, np.ndarray],
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.exists():
+            if not overwrite:
+                raise FileExistsError(
+                    f"{self.path} exists; choose another file, or ask to overwrite it"
+                )
+            with _open_run(self.path):
+                pass  # refuses to replace what is not a run
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(self.path, "w") as file:
+            file.attrs.update(
+                format=FORMAT,
+                schema=SCHEMA,
+                status="running",
+                message="",
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            )
+            _write_settings(file.create_group("config"), config)
+            _write_settings(file.create_group("environment"), environment)
+            group = file.create_group("attachments")
+            for name, array in attachments.items():
+                group.create_dataset(name, data=array, compression="gzip", shuffle=True)
+            file.create_group("history")
+            file.create_group("certificates")
+
+    def append(self, record: Mapping[str, float | int], certificate: Certificate | None) -> None:
+        """Add one record to ``/history`` and, if there is one, ``/certificates``."""
+        with h5py.File(self.path, "r+") as file:
+            for name, value in record.items():
+                _append(file["history"], name, value)
+            if certificate is not None:
+                for f in fields(certificate):
+                    _append(file["certificates"], f.name, getattr(certificate, f.name))
+
+    def finish(self, status: str, message: str, result: Mapping[str, Tree]) -> None:
+        """Write ``/result`` and the status."""
+        with h5py.File(self.path, "r+") as file:
+            file.attrs.update(status=status, message=message)
+            group = file.require_group("result")
+            for name, tree in result.items():
+                _write_tree(group, name, tree)
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run file, finished or not.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    RunFileError
+        It is not HDF5, not a run, or of a schema that this version does not know.
+    """
+    path = Path(path)
+    with _open_run(path) as file:
+        certificates = {name: _read_array(d) for name, d in file["certificates"].items()}
+        return Run(
+            x=_read_tree(file, "result/x"),
+            y=_read_tree(file, "result/y"),
+            history={name: d[()] for name, d in file["history"].items()},
+            certificates=certificates,
+            certificate=_last_certificate(certificates),
+            status=str(file.attrs["status"]),
+            message=str(file.attrs["message"]),
+            config=_read_settings(file["config"]),
+            environment=_read_settings(file["environment"]),
+            attachments={name: d[()] for name, d in file["attachments"].items()},
+            path=path,
+        )
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions and surroundings of this process, to be stored with a run."""
+    revision, dirty = _git_state()
+    return {
+        "seed": seed,
+        "hyperlearn": version("hyperlearn"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "git_revision": revision,
+        "git_dirty": dirty,
+    }
+
+
+def _git_state() -> tuple[str, bool | None]:
+    """Revision of the checkout that the package runs from; "unknown" outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        # No lock, no terminal, no repository above an installed package's environment.
+        env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10, env=env
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # tracked here, not just nested
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown", None
+
+
+def _open_run(path: Path) -> h5py.File:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a run file (HDF5)")
+    if not path.is_file() or not h5py.is_hdf5(path):
+        raise RunFileError(f"{path} is not an HDF5 file; expected a run written by hyperlearn")
+    file = h5py.File(path, "r")
+    if file.attrs.get("format") != FORMAT:
+        found = ", ".join(sorted(file)) or "nothing"
+        file.close()
+        raise RunFileError(f"{path} is HDF5 but not a hyperlearn run (it holds {found})")
+    if file.attrs.get("schema") != SCHEMA:
+        schema = file.attrs.get("schema")
+        file.close()
+        raise RunFileError(f"{path} has run schema {schema}; this version reads schema {SCHEMA}")
+    return file
+
+
+def _append(group: h5py.Group, name: str, value: float | int | str | bool | None) -> None:
+    if isinstance(value, str):
+        dtype: Any = h5py.string_dtype()
+    elif isinstance(value, (bool, np.bool_)):
+        dtype = np.bool_
+    elif isinstance(value, (int, np.integer)):
+        dtype = np.int64
+    else:
+        dtype, value = np.float64, np.nan if value is None else value  # None: not measured
+    if name not in group:
+        chunks = (64,) if isinstance(value, str) else (512,)
+        group.create_dataset(name, shape=(0,), maxshape=(None,), chunks=chunks, dtype=dtype)
+    dataset = group[name]
+    dataset.resize(dataset.shape[0] + 1, axis=0)
+    dataset[-1] = value
+
+
+def _write_settings(group: h5py.Group, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            _write_settings(group.create_group(name), value)
+        else:
+            group.attrs[name] = h5py.Empty("f") if value is None else value
+
+
+def _read_settings(group: h5py.Group) -> dict[str, Any]:
+    settings: dict[str, Any] = {name: _read_settings(child) for name, child in group.items()}
+    for name, value in group.attrs.items():
+        if isinstance(value, h5py.Empty):
+            settings[name] = None
+        else:
+            settings[name] = value.item() if isinstance(value, np.generic) else value
+    return settings
+
+
+def _write_tree(group: h5py.Group, name: str, tree: Tree) -> None:
+    if isinstance(tree, Tensor):
+        group.create_dataset(name, data=tree.detach().cpu().numpy())
+        return
+    child = group.create_group(name)
+    if isinstance(tree, Mapping):
+        child.attrs["kind"] = "dict"
+        items = [(str(key), value) for key, value in tree.items()]
+    else:
+        child.attrs["kind"] = type(tree).__name__
+        items = [(f"{i:06d}", value) for i, value in enumerate(tree)]
+    for key, value in items:
+        _write_tree(child, key, value)
+
+
+def _read_tree(file: h5py.Group, name: str) -> Tree:
+    if name not in file:
+        return None
+    node = file[name]
+    if isinstance(node, h5py.Dataset):
+        return torch.as_tensor(node[()])
+    if node.attrs["kind"] == "dict":
+        return {key: _read_tree(node, key) for key in node}
+    values = [_read_tree(node, key) for key in sorted(node)]
+    return values if node.attrs["kind"] == "list" else tuple(values)
+
+
+def _read_array(dataset: h5py.Dataset) -> np.ndarray:
+    if h5py.check_string_dtype(dataset.dtype):
+        return np.asarray(dataset.asstr()[()])
+    return np.asarray(dataset[()])
+
+
+def _last_certificate(columns: Mapping[str, np.ndarray]) -> Certificate | None:
+    names = [f.name for f in fields(Certificate)]
+    if not all(name in columns and len(columns[name]) for name in names):
+        return None
+    values = {name: columns[name][-1].item() for name in names}
+    optional = ("hessian_residual", "effective_rank", "error_bound")
+    values.update({name: None for name in optional if np.isnan(values[name])})
+    return Certificate(**values)
