@@ -7,6 +7,7 @@ return nested structures of tensors; the operators carry the flattening.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,16 +72,16 @@ class Hessian(LinearOperator):
         Point: a tensor or nested structure.
     positive_definite
         Claim that it is so at y (as at a strict minimum of a strongly convex loss).
+    mode
+        ``"reverse"``: the graph of the gradient is built once, at the first product, and kept;
+        since A is symmetric, ``A v = A^T v`` is one sweep back through it, about the cost of a
+        gradient. ``"forward"``: forward over reverse, ``A v = d/de grad f(y + e v)`` at e = 0
+        (Pearlmutter, 1994, eq. 11), keeps nothing and costs two to three gradients a product.
 
     Raises
     ------
     ValueError
-        ``f(y)`` is not a scalar.
-
-    Notes
-    -----
-    Forward over reverse: ``A v = d/de grad f(y + e v)`` at e = 0, one jvp of the gradient, about
-    twice the cost of a gradient (Pearlmutter, 1994, eq. 11).
+        ``f(y)`` is not a scalar, or mode is not one of the two.
 
     Examples
     --------
@@ -91,17 +92,28 @@ class Hessian(LinearOperator):
     """
 
     def __init__(
-        self, loss: Callable[[Tree], Tensor], y: Tree, *, positive_definite: bool = False
+        self,
+        loss: Callable[[Tree], Tensor],
+        y: Tree,
+        *,
+        positive_definite: bool = False,
+        mode: Literal["reverse", "forward"] = "reverse",
     ) -> None:
+        if mode not in ("reverse", "forward"):
+            raise ValueError(f"mode={mode!r}; expected 'reverse' or 'forward'")
         space = Space.of(y, "y")
         structure = Structure(symmetric=True, positive_definite=positive_definite)
         super().__init__(space, space, structure)
-        self.loss, self.y = _scalar(loss), y
+        self.loss, self.y, self.mode = _scalar(loss), y, mode
+        self._pullback: Callable[[Tree], Any] | None = None
 
     def _matvec(self, v: Tensor) -> Tensor:
-        gradient = torch.func.grad(self.loss)
-        _, tangent = torch.func.jvp(gradient, (self.y,), (self.domain.unravel(v),))
-        return self.domain.ravel(tangent)
+        gradient, direction = torch.func.grad(self.loss), self.domain.unravel(v)
+        if self.mode == "forward":
+            return self.domain.ravel(torch.func.jvp(gradient, (self.y,), (direction,))[1])
+        if self._pullback is None:
+            self._pullback = torch.func.vjp(gradient, self.y)[1]
+        return self.domain.ravel(self._pullback(direction)[0])
 
 
 class CrossDerivative(LinearOperator):

@@ -21,11 +21,15 @@ class Diagonal(LinearOperator):
         Space that it acts on; by default plain vectors ``(n,)``.
     positive_definite
         Claim that all of ``d`` is positive. By default it is looked up, which reads the values.
+    positive_semidefinite
+        Claim that none of ``d`` is negative; looked up where `positive_definite` is.
 
     Raises
     ------
     ValueError
         `values` is neither ``(n,)`` nor a scalar with a space, or does not fit the space.
+    TypeError
+        `values` is not of a floating dtype, or not of that of the space.
 
     Examples
     --------
@@ -35,7 +39,12 @@ class Diagonal(LinearOperator):
     """
 
     def __init__(
-        self, values: Tensor, space: Space | None = None, *, positive_definite: bool | None = None
+        self,
+        values: Tensor,
+        space: Space | None = None,
+        *,
+        positive_definite: bool | None = None,
+        positive_semidefinite: bool = False,
     ) -> None:
         if space is None:
             if values.ndim != 1:
@@ -47,9 +56,16 @@ class Diagonal(LinearOperator):
             raise ValueError(
                 f"values has shape {tuple(values.shape)}; expected () or ({space.size},)"
             )
+        if values.dtype != space.dtype:
+            raise TypeError(f"values has dtype {values.dtype}, but the space has {space.dtype}")
         if positive_definite is None:
             positive_definite = bool((values > 0).all())
-        structure = Structure(diagonal=True, positive_definite=positive_definite)
+            positive_semidefinite = bool((values >= 0).all())
+        structure = Structure(
+            diagonal=True,
+            positive_definite=positive_definite,
+            positive_semidefinite=positive_semidefinite,
+        )
         super().__init__(space, space, structure)
         self.values = values
 
@@ -70,13 +86,20 @@ class Diagonal(LinearOperator):
         structure = self.structure.plus(other.structure)
         space = other.domain if self.domain.is_flat else self.domain
         return Diagonal(
-            self.values + other.values, space, positive_definite=structure.positive_definite
+            self.values + other.values,
+            space,
+            positive_definite=structure.positive_definite,
+            positive_semidefinite=structure.positive_semidefinite,
         )
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         structure = self.structure.times(sign_of(factor))
         return Diagonal(
-            factor * self.values, self.domain, positive_definite=structure.positive_definite
+            # A scalar tensor of a wider dtype would widen values that are a scalar tensor too.
+            (factor * self.values).to(self.dtype),
+            self.domain,
+            positive_definite=structure.positive_definite,
+            positive_semidefinite=structure.positive_semidefinite,
         )
 
 

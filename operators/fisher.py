@@ -105,7 +105,10 @@ class EmpiricalFisher(LowRankPlusDiagonal):
         scaled = self.weights.clamp_min(0).sqrt()[:, None] * self.rows
         eigenvalues = torch.linalg.eigvalsh(scaled @ scaled.T).clamp_min(0)
         if not bool(self.diagonal_values > 0):
-            return float((eigenvalues > 0).sum())
+            # What is zero comes out as rounding error, of either sign.
+            largest = float(eigenvalues.max()) if len(eigenvalues) else 0.0
+            noise = largest * max(self.rows.shape) * torch.finfo(self.dtype).eps
+            return float((eigenvalues > noise).sum())
         return float((eigenvalues / (eigenvalues + self.diagonal_values)).sum())
 
 
@@ -168,7 +171,7 @@ class FisherStream:
         rho: float | None = None,
         window: int | None = None,
     ) -> None:
-        if damping < 0 or initial < 0 or damping + initial == 0:
+        if not (damping >= 0 and initial >= 0 and damping + initial > 0):  # NaN lands here too
             raise ValueError(
                 f"damping={damping} and initial={initial}; expected both >= 0 and one > 0, "
                 "since T < d gradients alone give a singular matrix"
@@ -208,7 +211,8 @@ class FisherStream:
                 f"gradient is {gradient.dtype} on {gradient.device}; expected {self.space.dtype} on "
                 f"{self.space.device}"
             )
-        self._rows.append(gradient.detach())
+        # A copy: callers reuse their gradient buffers, zero_grad() among them.
+        self._rows.append(gradient.detach().clone())
         self._pushed += 1
         if self.window is not None and len(self._rows) > self.window:
             del self._rows[0]

@@ -49,6 +49,10 @@ class LinearOperator(ABC):
                 f"domain is {domain.dtype} on {domain.device} but codomain is {codomain.dtype} on "
                 f"{codomain.device}; an operator keeps dtype and device"
             )
+        if not domain.dtype.is_floating_point:
+            raise TypeError(
+                f"{type(self).__name__} of dtype {domain.dtype}; expected a floating dtype"
+            )
         structure = structure or Structure()
         if structure.symmetric and domain.size != codomain.size:
             raise ValueError(
@@ -110,7 +114,8 @@ class LinearOperator(ABC):
         """``A V`` for a checked block ``(n, k)``; by default one vmapped `_matvec`."""
         if block.shape[1] == 0:
             return block.new_zeros(self.shape[0], 0)
-        return torch.func.vmap(self._matvec, in_dims=1, out_dims=1)(block)
+        # out_dims=1 would not do: torch expands a result that no column enters along axis 0 only.
+        return torch.func.vmap(self._matvec, in_dims=1)(block).T
 
     def _rmatvec(self, v: Tensor) -> Tensor:
         """``A^T v`` for a checked vector ``(m,)``."""
@@ -206,6 +211,10 @@ def _check_same(a: LinearOperator, b: LinearOperator, verb: str) -> None:
         raise TypeError(
             f"cannot {verb} {a} ({a.dtype} on {a.device}) and {b} ({b.dtype} on {b.device})"
         )
+    # Sizes may agree where the coordinates mean different things.
+    for ours, theirs in ((a.domain, b.domain), (a.codomain, b.codomain)):
+        if not (ours.is_flat or theirs.is_flat or ours == theirs):
+            raise ValueError(f"cannot {verb} {a} on {ours} and {b} on {theirs}: structures differ")
 
 
 class Sum(LinearOperator):

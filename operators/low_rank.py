@@ -29,11 +29,15 @@ class LowRankPlusDiagonal(LinearOperator):
         Space that it acts on; by default plain vectors ``(n,)``.
     positive_definite
         Claim; by default looked up: all ``d > 0`` and all ``w >= 0`` are sufficient.
+    positive_semidefinite
+        Claim; looked up where `positive_definite` is.
 
     Raises
     ------
     ValueError
         A shape does not fit.
+    TypeError
+        `weights` or the space has another dtype than `rows`.
 
     Examples
     --------
@@ -54,6 +58,7 @@ class LowRankPlusDiagonal(LinearOperator):
         *,
         space: Space | None = None,
         positive_definite: bool | None = None,
+        positive_semidefinite: bool = False,
     ) -> None:
         if rows.ndim != 2:
             raise ValueError(f"rows has shape {tuple(rows.shape)}; expected (T, n)")
@@ -67,15 +72,18 @@ class LowRankPlusDiagonal(LinearOperator):
         weights = rows.new_ones(count) if weights is None else weights
         if weights.shape != (count,):
             raise ValueError(f"weights has shape {tuple(weights.shape)}; expected ({count},)")
+        for what, dtype in (("weights", weights.dtype), ("the space", space.dtype)):
+            if dtype != rows.dtype:
+                raise TypeError(f"{what} has dtype {dtype}, but rows has {rows.dtype}")
         if positive_definite is None:
             nonnegative = bool((weights >= 0).all())
-            structure = Structure(
-                symmetric=True,
-                positive_semidefinite=nonnegative and bool((d >= 0).all()),
-                positive_definite=nonnegative and bool((d > 0).all()),
-            )
-        else:
-            structure = Structure(symmetric=True, positive_definite=positive_definite)
+            positive_definite = nonnegative and bool((d > 0).all())
+            positive_semidefinite = nonnegative and bool((d >= 0).all())
+        structure = Structure(
+            symmetric=True,
+            positive_definite=positive_definite,
+            positive_semidefinite=positive_semidefinite,
+        )
         super().__init__(space, space, structure)
         self.rows, self.diagonal_values, self.weights = rows, d, weights
 
@@ -111,10 +119,12 @@ class LowRankPlusDiagonal(LinearOperator):
         return LowRankPlusDiagonal(rows, d, weights, space=space, positive_definite=definite)
 
     def _scale(self, factor: Scalar) -> LinearOperator:
+        structure = self.structure.times(sign_of(factor))
         return LowRankPlusDiagonal(
             self.rows,
             factor * self.diagonal_values,
             factor * self.weights,
             space=self.domain,
-            positive_definite=self.structure.times(sign_of(factor)).positive_definite,
+            positive_definite=structure.positive_definite,
+            positive_semidefinite=structure.positive_semidefinite,
         )
