@@ -133,9 +133,8 @@ class CrossDerivative(LinearOperator):
 
     Notes
     -----
-    ``C q = grad_x <grad_y f, q>`` is the gradient in x of one directional derivative in y (reverse
-    over forward), and ``C^T p`` is one jvp, in x along p, of ``grad_y f``. Neither follows the
-    history of y: y is a point here, not a function of x.
+    ``C q = grad_x <grad_y f, q>`` and ``C^T p = grad_y <grad_x f, p>``, each one sweep back through a
+    gradient. Neither follows the history of y: y is a point here, not a function of x.
 
     Examples
     --------
@@ -150,19 +149,18 @@ class CrossDerivative(LinearOperator):
         self.loss, self.y, self.x = _scalar(loss), y, x
 
     def _matvec(self, v: Tensor) -> Tensor:
-        direction = self.domain.unravel(v)
-
-        def slope(x: Tree) -> Tensor:
-            return torch.func.jvp(lambda y: self.loss(y, x), (self.y,), (direction,))[1]
-
-        return self.codomain.ravel(torch.func.grad(slope)(self.x))
-
-    def _rmatvec(self, v: Tensor) -> Tensor:
         def gradient(x: Tree) -> Tree:
             return torch.func.grad(self.loss, argnums=0)(self.y, x)
 
-        _, tangent = torch.func.jvp(gradient, (self.x,), (self.codomain.unravel(v),))
-        return self.domain.ravel(tangent)
+        _, pullback = torch.func.vjp(gradient, self.x)
+        return self.codomain.ravel(pullback(self.domain.unravel(v))[0])
+
+    def _rmatvec(self, v: Tensor) -> Tensor:
+        def gradient(y: Tree) -> Tree:
+            return torch.func.grad(self.loss, argnums=1)(y, self.x)
+
+        _, pullback = torch.func.vjp(gradient, self.y)
+        return self.domain.ravel(pullback(self.codomain.unravel(v))[0])
 
 
 def _scalar(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -189,7 +189,7 @@ def split_and_corrupt(
 
 
 def _rows(images: Tensor) -> Tensor:
-    flat = images.reshape(len(images), -1)
+    flat = images.flatten(1)
     return flat.float() / 255.0 if not images.is_floating_point() else flat.float()
 
 
@@ -256,9 +256,10 @@ def auc(score: Tensor, positive: Tensor) -> float:
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
-# Outer and inner step, momentum and damping come from the grid of `benchmarks/cleaning_grid.py`.
+# Outer and inner step, momentum and damping come from the grid of `validation/cleaning.py`.
 _SHARED: dict[str, Any] = {
     "inner_steps": 10,
+    "inner_step_size": 0.5,
     "inner_batch_size": 1024,
     "outer_batch_size": None,
 }
@@ -291,6 +292,7 @@ def clean(
     budget: Budget,
     seed: int = 0,
     data: CleaningData | None = None,
+    label: str | None = None,
     **options: Any,
 ) -> Run:
     """Run the whole task with one method.
@@ -305,6 +307,8 @@ def clean(
         As for `minimize`.
     data
         From `load_data`, to save reading it again.
+    label
+        What to call the method in legends; by default its key, or the name of its class.
     options
         More arguments of `minimize`: record, overwrite, every, progress, callbacks.
 
@@ -313,7 +317,7 @@ def clean(
     KeyError
         An unknown method name.
     """
-    label = method if isinstance(method, str) else type(method).__name__
+    label = label or (method if isinstance(method, str) else type(method).__name__)
     chosen = METHODS[method] if isinstance(method, str) else method
     data = data or load_data(settings)
     return minimize(
