@@ -29,7 +29,7 @@ test: $(READY)  ## unit tests and the examples in the docstrings (ARGS='-k name 
 
 lint: $(READY)  ## style, types and the layering of the packages
 	@failed=0; \
-	for check in "ruff check ." "ruff format --check ." "mypy $(PACKAGES)" lint-imports; do \
+	for check in "ruff check ." "ruff format --check ." "mypy $(PACKAGES)" lint-imports "mkdocs build --strict"; do \
 	    echo "$$check"; $(BIN)/$$check || failed=1; \
 	done; exit $$failed
 
@@ -41,11 +41,11 @@ docs: $(READY)  ## the documentation, as site/index.html
 	$(BIN)/mkdocs build --strict
 
 bench: $(READY)  ## timings on this machine (ARGS for its options)
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m validation.bench $(ARGS)
 
 validate: $(READY)  ## checks against finite differences and published tables (ARGS for its options)
 	$(BIN)/python -m validation $(ARGS)
 
 clean:  ## remove caches and built files; keeps .venv, data and runs
 	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .cache
-	find $(PACKAGES) tests validation benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find $(PACKAGES) tests validation -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
