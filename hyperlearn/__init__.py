@@ -1,6 +1,6 @@
 """Differentiating through solutions, and bilevel optimisation, with swappable linear algebra.
 
-    hypergradient = d_x g - (d_x F)^T A^{-T} d_y g,   F(y, x) = 0,   A = d_y F
+hypergradient = d_x g - (d_x F)^T A^{-T} d_y g,   F(y, x) = 0,   A = d_y F
 """
 
 from __future__ import annotations

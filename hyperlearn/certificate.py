@@ -15,7 +15,8 @@ from solvers import Info
 class Smoothness:
     """Constants under which a hypergradient's error can be bounded a posteriori.
 
-    They must hold on a set that contains the segment from y to y*(x); upper bounds except the first.
+    They must hold on a set that contains the segment from y to y*(x); all but the first are upper
+    bounds.
 
     Parameters
     ----------
@@ -48,8 +49,8 @@ class Smoothness:
     def error_bound(self, stationarity: float, residual: float, adjoint_norm: float) -> float:
         r"""Bound of ``|hypergradient - exact|``.
 
-        With ``e = |d_y G| / mu >= |y - y*|``, the absolute residual ``r = |d_y g - H q|`` in the exact
-        Hessian, and ``|q|`` the norm of the computed adjoint:
+        With ``e = |d_y G| / mu >= |y - y*|``, the absolute residual ``r = |d_y g - H q|`` in the
+        exact Hessian, and ``|q|`` the norm of the computed adjoint:
 
             L_a e + (|C|/mu) (L_H e |q| + r + L_b e) + L_C e |q| .
 

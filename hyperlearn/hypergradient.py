@@ -1,6 +1,6 @@
 """The hypergradient by implicit differentiation, and its certificate.
 
-    grad = d_x g - C q,   A q = d_y g,   A = d_yy G,   C = d_x d_y G   (rows: outer).
+grad = d_x g - C q,   A q = d_y g,   A = d_yy G,   C = d_x d_y G   (rows: outer).
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from operators import EmpiricalFisher, LinearOperator, Space
 from solvers import CG, LinearSolver
 
 Tree = Any
+
+
+class NotFiniteError(FloatingPointError, ValueError):
+    """A derivative is NaN or infinite: a bad argument in one call, divergence in a loop."""
 
 
 def hypergradient(
@@ -37,7 +41,8 @@ def hypergradient(
     Parameters
     ----------
     outer_loss, inner_loss
-        ``f(y, x)``, or ``f(y, x, batch)`` where its batch is given; scalar tensors, means over the batch.
+        ``f(y, x)``, or ``f(y, x, batch)`` where its batch is given; scalar tensors, means over the
+        batch.
     y, x
         Tensors or nested structures of tensors, of one floating dtype and device.
     inner_batch, outer_batch
@@ -62,7 +67,7 @@ def hypergradient(
     ------
     TypeError, ValueError
         A bad tree, a loss that is not a scalar, an operator of another shape or dtype, or
-        derivatives that are not finite.
+        derivatives that are not finite (`NotFiniteError`).
     solvers.NotConvergedError
         With a solver that is ``strict``.
 
@@ -86,8 +91,8 @@ def hypergradient(
     y_space, x_space = Space.of(y, "y"), Space.of(x, "x")
     if y_space.dtype != x_space.dtype or y_space.device != x_space.device:
         raise TypeError(
-            f"y is {y_space.dtype} on {y_space.device} and x is {x_space.dtype} on {x_space.device}; "
-            "expected one dtype and device"
+            f"y is {y_space.dtype} on {y_space.device} and x is {x_space.dtype} on "
+            f"{x_space.device}; expected one dtype and device"
         )
     if operator is not None and damping != 0.0:
         raise ValueError("damping is for the exact Hessian; add it to your operator instead")
@@ -143,11 +148,12 @@ def implicit_hypergradient(
             f"({y.numel()}, {y.numel()})"
         )
     b, direct = oracles.outer_gradients(y, x, outer_batch)
-    for name, vector in (("d_y outer_loss", b), ("d_x outer_loss", direct)):
-        if not bool(torch.isfinite(vector).all()):
-            raise ValueError(f"{name} holds NaN or infinite entries at this y and x")
+    _check_finite(b, "d_y outer_loss")
+    _check_finite(direct, "d_x outer_loss")
     q, info = solver.prepare(operator).solve(b)
     implicit = oracles.cross(y, x, inner_batch)._matvec(q) if cross is None else cross(q)
+    gradient = direct - implicit
+    _check_finite(gradient, "the hypergradient")
 
     def certify() -> Certificate:
         stationarity = float(oracles.inner_gradient(y, x, inner_batch).norm())
@@ -169,7 +175,9 @@ def implicit_hypergradient(
             iterations=info.iterations,
             operator=repr(operator),
             solver=info.solver,
-            reason=info.reason if exact else f"{info.reason}; the operator is not the exact Hessian",
+            reason=info.reason
+            if exact
+            else f"{info.reason}; the operator is not the exact Hessian",
             damping=damping,
             effective_rank=(
                 operator.effective_rank() if isinstance(operator, EmpiricalFisher) else None
@@ -178,4 +186,9 @@ def implicit_hypergradient(
             constraint_active=constraint_active,
         )
 
-    return Estimate(direct - implicit, info, certify)
+    return Estimate(gradient, info, certify)
+
+
+def _check_finite(vector: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(vector).all()):
+        raise NotFiniteError(f"{name} holds NaN or infinite entries at this y and x")

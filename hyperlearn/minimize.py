@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from hyperlearn.methods import Method
 from hyperlearn.oracles import OracleCount
 from hyperlearn.problem import BilevelProblem
 from hyperlearn.run import Run, RunFile, environment
-from solvers import ConvergenceWarning
+from solvers import ConvergenceWarning, LinearSolver
 
 Callback = Callable[[Mapping[str, float]], bool | None]
 
@@ -57,7 +60,11 @@ class Budget:
         """Largest share of a limit that is used up; the run ends at 1."""
         shares = [
             used / limit
-            for used, limit in ((step, self.steps), (seconds, self.seconds), (calls, self.oracle_calls))
+            for used, limit in (
+                (step, self.steps),
+                (seconds, self.seconds),
+                (calls, self.oracle_calls),
+            )
             if limit is not None
         ]
         return max(shares)
@@ -113,7 +120,7 @@ def minimize(
     overwrite
         Replace an existing run file.
     every
-        Record at step 0, at every `every`-th step and at the end: the outer loss on all of its data,
+        Record at step 0, at every `every`-th step and at the end: the outer loss on all its data,
         the problem's metrics, the oracle counts and a certificate.
     progress
         Show a progress bar with the latest record.
@@ -191,13 +198,16 @@ def minimize(
             row: dict[str, float] = {"step": step, "seconds": clock.seconds}
             row |= _counts(oracles.count)
             row["outer_loss"] = float(oracles.outer(y, x, problem.outer_data))
-            row["hypergradient_norm"] = math.nan if estimate is None else float(estimate.gradient.norm())
+            row["hypergradient_norm"] = (
+                math.nan if estimate is None else float(estimate.gradient.norm())
+            )
             for name, metric in problem.metrics.items():
                 row[name] = float(metric(y_space.unravel(y), x_space.unravel(x)))
             certificate = None if estimate is None else estimate.certify()
-        _remember(run, row, certificate)
-        if file is not None:
-            file.append(row, certificate)
+        with _undisturbed():
+            _remember(run, row, certificate)
+            if file is not None:
+                file.append(row, certificate)
         bar.set_postfix_str(_postfix(row, problem), refresh=False)
         wishes = [callback(row) for callback in callbacks]
         return any(wish is True for wish in wishes)
@@ -206,30 +216,40 @@ def minimize(
         run.status, run.message = status, message
         run.x, run.y = x_space.unravel(x), y_space.unravel(y)
         if file is not None:
-            file.finish(status, message, {"x": run.x, "y": run.y})
+            with _undisturbed():
+                file.finish(status, message, {"x": run.x, "y": run.y})
         return run
 
-    bar = tqdm(total=100, disable=not progress, unit="%", desc=problem.name, bar_format=_BAR)
+    bar = tqdm(
+        total=100,
+        disable=not progress,
+        desc=str(run.config.get("label", problem.name)),
+        bar_format=_BAR,
+        dynamic_ncols=True,
+    )
     # The estimator's own warnings are told once, with their number at the end, not at each step.
     with bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
             stop = take_record()
-            while not stop and (spent := budget.spent(step, clock.seconds, oracles.count.calls)) < 1:
+            while (
+                not stop and (spent := budget.spent(step, clock.seconds, oracles.count.calls)) < 1
+            ):
                 bar.update(100 * spent - bar.n)
                 with clock:
                     trajectory = estimator.solve_inner(y, x)
                     following_y = trajectory.y
-                    _check_finite(following_y, "y", step)
+                    _check_finite(following_y, "y")
                     estimate = estimator.estimate(x, trajectory)
-                    _check_finite(estimate.gradient, "the hypergradient", step)
+                    _check_finite(estimate.gradient, "the hypergradient")
                     velocity = method.momentum * velocity + estimate.gradient
                     following_x = x - method.step_size * velocity
                     if problem.project_outer is not None:
                         projected = problem.project_outer(x_space.unravel(following_x))
                         following_x = x_space.ravel(projected, "project_outer(x)")
+                    _check_finite(following_x, "x")
                     x, y, step = following_x, following_y, step + 1
-                missed += _missed(estimate)
+                missed += _missed(estimate, method)
                 if step % every == 0:
                     stop = take_record()
             bar.update(100 - bar.n)
@@ -238,8 +258,12 @@ def minimize(
         except KeyboardInterrupt:
             return finish("interrupted", f"stopped by Ctrl-C after {step} outer steps")
         except FloatingPointError as error:
-            finish("diverged", str(error))
-            raise DivergedError(str(error), run) from error
+            text = (
+                f"{error} (outer step {step}): reduce step_size or inner_step_size, or increase "
+                "damping"
+            )
+            finish("diverged", text)
+            raise DivergedError(text, run) from error
         except BaseException as error:
             finish("failed", f"{type(error).__name__}: {error}")
             raise
@@ -248,19 +272,45 @@ def minimize(
         worst = float(np.nanmax(run.certificates["adjoint_residual"]))
         text = (
             f"the adjoint solve missed its tolerance in {missed} of {step} steps (worst recorded "
-            f"relative residual {worst:.3g}): those hypergradients are inexact; see run.certificates"
+            f"relative residual {worst:.3g}): inexact hypergradients, see run.certificates"
         )
         message += f"; {text}"
         warnings.warn(text, ConvergenceWarning, stacklevel=2)
     return finish("finished", message)
 
 
-_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+# tqdm puts a comma before the postfix.
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 def _postfix(row: Mapping[str, float], problem: BilevelProblem) -> str:
-    shown = ["outer_loss", *problem.metrics]
-    return ", ".join(f"{name} {row[name]:.4f}" for name in shown)
+    """The outer loss and the first metric: what fits beside a bar in 80 columns."""
+    shown = ["outer_loss", *list(problem.metrics)[:1]]
+    return ", ".join(f"{name.replace('_', ' ')} {row[name]:#.4g}" for name in shown)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put Ctrl-C off until the block is left, so that a record is written whole or not at all."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield  # Ctrl-C does not arrive here, or somebody else deals with it
+        return
+    pressed = False
+
+    def remember(number: int, frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _counts(count: OracleCount) -> dict[str, float]:
@@ -288,15 +338,15 @@ def _remember(run: Run, row: Mapping[str, float], certificate: Certificate | Non
             )
 
 
-def _missed(estimate: Estimate) -> bool:
+def _missed(estimate: Estimate, method: Method) -> bool:
     """Whether the adjoint solve failed, as opposed to being cut off where it was told to."""
     info = estimate.info
-    return info is not None and not info.converged and info.status != "maxiter"
+    if info is None or info.converged:
+        return False
+    solver = getattr(method, "solver", None)
+    return not (info.status == "maxiter" and isinstance(solver, LinearSolver) and solver.truncated)
 
 
-def _check_finite(vector: Tensor, name: str, step: int) -> None:
+def _check_finite(vector: Tensor, name: str) -> None:
     if not bool(torch.isfinite(vector).all()):
-        raise FloatingPointError(
-            f"{name} is no longer finite at outer step {step}: reduce step_size or inner_step_size, "
-            "or increase damping"
-        )
+        raise FloatingPointError(f"{name} is no longer finite")

@@ -75,29 +75,36 @@ class Oracles:
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Within this context nothing is counted: for diagnostics, which are no method's cost."""
-        self._counting = False
+        before, self._counting = self._counting, False
         try:
             yield
         finally:
-            self._counting = True
+            self._counting = before
 
-    def _evaluate(self, loss: Loss, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
+    def _evaluate(self, loss: Loss, name: str, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
         arguments = (self.y_space.unravel(y), self.x_space.unravel(x))
-        return loss(*arguments) if batch is None else loss(*arguments, batch)
+        value = loss(*arguments) if batch is None else loss(*arguments, batch)
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{name} returned {got}; expected a scalar tensor, a mean over the batch"
+            )
+        return value
 
     def outer(self, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
         """``g(y, x)``, not counted."""
-        return self._evaluate(self.outer_loss, y, x, batch)
+        return self._evaluate(self.outer_loss, "outer_loss", y, x, batch)
 
     def inner(self, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
         """``G(y, x)`` with the regulariser, not counted."""
-        return self._evaluate(self.inner_loss, y, x, batch) + self.regularizer(y)
+        value = self._evaluate(self.inner_loss, "inner_loss", y, x, batch)
+        return value + self.regularizer(y)
 
     def score(self, y: Tensor, x: Tensor, batch: Tree, loss: Loss | None = None) -> Tensor:
         """``d_y inner_loss``, without the regulariser; one gradient."""
         self._add("gradients", batch)
         loss = loss or self.inner_loss
-        return torch.func.grad(lambda v: self._evaluate(loss, v, x, batch))(y)
+        return torch.func.grad(lambda v: self._evaluate(loss, "inner_loss", v, x, batch))(y)
 
     def inner_gradient(self, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
         """``d_y G``; one gradient."""
@@ -128,8 +135,9 @@ class Oracles:
         """``((d_y S)^T u, (d_x S)^T u)`` of one inner step S: a Hessian and a cross product."""
         self._add("hessian_products", batch)
         self._add("cross_products", batch)
-        _, pullback = torch.func.vjp(step, y, x)
-        return pullback(u)
+        pullback = torch.func.vjp(step, y, x)[1]
+        through_y, through_x = pullback(u)
+        return through_y, through_x
 
     def _add(self, kind: str, batch: Tree, calls: int = 1) -> None:
         if not self._counting:

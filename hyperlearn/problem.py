@@ -41,7 +41,8 @@ class BilevelProblem:
     Parameters
     ----------
     inner_loss, outer_loss
-        ``f(y, x)``, or ``f(y, x, batch)`` where there is data; scalar tensors, means over the batch.
+        ``f(y, x)``, or ``f(y, x, batch)`` where there is data; scalar tensors, means over the
+        batch.
     x0, y0
         Where to start: tensors or nested structures, of one floating dtype and device.
     inner_data, outer_data
@@ -91,7 +92,9 @@ class BilevelProblem:
     def __post_init__(self) -> None:
         for name in ("inner_loss", "outer_loss"):
             if not callable(getattr(self, name)):
-                raise TypeError(f"{name} is a {type(getattr(self, name)).__name__}; expected f(y, x)")
+                raise TypeError(
+                    f"{name} is a {type(getattr(self, name)).__name__}; expected f(y, x)"
+                )
         x_space, y_space = Space.of(self.x0, "x0"), Space.of(self.y0, "y0")
         if x_space.dtype != y_space.dtype or x_space.device != y_space.device:
             raise TypeError(
@@ -124,7 +127,9 @@ def _check_finite(tree: Tree, name: str) -> None:
     for leaf in pytree.tree_leaves(tree):
         if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             count = int((~torch.isfinite(leaf)).sum())
-            raise ValueError(f"{name} holds {count} NaN or infinite entries; expected finite numbers")
+            raise ValueError(
+                f"{name} holds {count} NaN or infinite entries; expected finite numbers"
+            )
 
 
 def _check_data(data: Tree, name: str) -> None:
@@ -153,10 +158,12 @@ class Ball:
             raise ValueError(f"Ball: radius={self.radius}; expected a positive number")
 
     def __call__(self, tree: Tree) -> Tree:
+        """Projection of a nested structure; differentiable."""
         space = Space.of(tree)
         flat = space.ravel(tree)
-        # max(|y|, radius) is differentiable wherever the constraint is strictly (in)active.
-        return space.unravel(flat * (self.radius / flat.norm().clamp_min(self.radius)))
+        # max(|y| / radius, 1) is differentiable wherever the constraint is strictly (in)active, and
+        # inside it is exactly 1: whether the point came back unchanged tells an active constraint.
+        return space.unravel(flat / (flat.norm() / self.radius).clamp_min(1.0))
 
 
 @dataclass(frozen=True)
@@ -171,4 +178,5 @@ class Box:
             raise ValueError(f"Box: lower={self.lower}, upper={self.upper}; expected lower < upper")
 
     def __call__(self, tree: Tree) -> Tree:
+        """Projection of a nested structure; differentiable."""
         return pytree.tree_map(lambda leaf: leaf.clamp(self.lower, self.upper), tree)

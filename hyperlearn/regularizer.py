@@ -27,6 +27,7 @@ class L2:
             raise ValueError(f"L2: weight={self.weight}; expected a number >= 0")
 
     def __call__(self, y: Tensor) -> Tensor:
+        """``weight |y|^2``."""
         return self.weight * (y * y).sum()
 
     def gradient(self, y: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ Schema 1::
     /result/{x,y}       final variables, with the nesting as groups
 
 Each record is appended by opening, writing and closing the file, so that whatever was recorded is
-readable after a crash, and by others while the run goes on.
+readable after a crash, and by others while the run goes on. HDF5's file locks are off: under them a
+reader at the wrong moment would end the run.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import datetime
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import h5py
 import numpy as np
@@ -57,7 +60,8 @@ class Run:
     certificate
         The last one, of the last hypergradient; None if there was none.
     status
-        ``"finished"``, ``"running"`` (also: killed), ``"interrupted"``, ``"diverged"``, ``"failed"``.
+        ``"finished"``, ``"running"`` (also: killed), ``"interrupted"``, ``"diverged"`` or
+        ``"failed"``.
     message
         Why it ended.
     config, environment
@@ -126,7 +130,7 @@ class RunFile:
             with _open_run(self.path):
                 pass  # refuses to replace what is not a run
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(self.path, "w") as file:
+        with h5py.File(self.path, "w", locking=False) as file:
             file.attrs.update(
                 format=FORMAT,
                 schema=SCHEMA,
@@ -138,13 +142,15 @@ class RunFile:
             _write_settings(file.create_group("environment"), environment)
             group = file.create_group("attachments")
             for name, array in attachments.items():
-                group.create_dataset(name, data=array, compression="gzip", shuffle=True)
+                # HDF5 has no filters for what is a scalar or empty.
+                filters = {"compression": "gzip", "shuffle": True} if np.size(array) > 1 else {}
+                group.create_dataset(name, data=array, **filters)
             file.create_group("history")
             file.create_group("certificates")
 
     def append(self, record: Mapping[str, float | int], certificate: Certificate | None) -> None:
         """Add one record to ``/history`` and, if there is one, ``/certificates``."""
-        with h5py.File(self.path, "r+") as file:
+        with h5py.File(self.path, "r+", locking=False) as file:
             for name, value in record.items():
                 _append(file["history"], name, value)
             if certificate is not None:
@@ -153,7 +159,7 @@ class RunFile:
 
     def finish(self, status: str, message: str, result: Mapping[str, Tree]) -> None:
         """Write ``/result`` and the status."""
-        with h5py.File(self.path, "r+") as file:
+        with h5py.File(self.path, "r+", locking=False) as file:
             file.attrs.update(status=status, message=message)
             group = file.require_group("result")
             for name, tree in result.items():
@@ -161,22 +167,36 @@ class RunFile:
 
 
 def load_run(path: str | Path) -> Run:
-    """Read a run file, finished or not.
+    """Read a run file, finished or not; a record that a crash cut short is left out.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     RunFileError
-        It is not HDF5, not a run, or of a schema that this version does not know.
+        It is not HDF5, not a run, damaged, or of a schema that this version does not know.
     """
     path = Path(path)
+    patience = time.monotonic() + 1.0
+    while True:
+        try:
+            return _read_run(path)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (OSError, RuntimeError, KeyError) as error:
+            # Either it is damaged, or a run is writing to it at this moment.
+            if time.monotonic() > patience:
+                raise RunFileError(f"{path} is damaged, not a readable run: {error}") from error
+        time.sleep(0.1)
+
+
+def _read_run(path: Path) -> Run:
     with _open_run(path) as file:
-        certificates = {name: _read_array(d) for name, d in file["certificates"].items()}
+        certificates = _whole_records({n: _read_array(d) for n, d in file["certificates"].items()})
         return Run(
             x=_read_tree(file, "result/x"),
             y=_read_tree(file, "result/y"),
-            history={name: d[()] for name, d in file["history"].items()},
+            history=_whole_records({name: d[()] for name, d in file["history"].items()}),
             certificates=certificates,
             certificate=_last_certificate(certificates),
             status=str(file.attrs["status"]),
@@ -195,7 +215,7 @@ def environment(seed: int) -> dict[str, Any]:
         "seed": seed,
         "hyperlearn": version("hyperlearn"),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "h5py": h5py.__version__,
         "platform": platform.platform(),
@@ -228,7 +248,7 @@ def _open_run(path: Path) -> h5py.File:
         raise FileNotFoundError(f"{path} does not exist; expected a run file (HDF5)")
     if not path.is_file() or not h5py.is_hdf5(path):
         raise RunFileError(f"{path} is not an HDF5 file; expected a run written by hyperlearn")
-    file = h5py.File(path, "r")
+    file = h5py.File(path, "r", locking=False)
     if file.attrs.get("format") != FORMAT:
         found = ", ".join(sorted(file)) or "nothing"
         file.close()
@@ -271,7 +291,7 @@ def _read_settings(group: h5py.Group) -> dict[str, Any]:
         if isinstance(value, h5py.Empty):
             settings[name] = None
         else:
-            settings[name] = value.item() if isinstance(value, np.generic) else value
+            settings[name] = _plain(value)
     return settings
 
 
@@ -279,15 +299,21 @@ def _write_tree(group: h5py.Group, name: str, tree: Tree) -> None:
     if isinstance(tree, Tensor):
         group.create_dataset(name, data=tree.detach().cpu().numpy())
         return
-    child = group.create_group(name)
+    # Children in the order of creation: that of a dictionary is the order of the flat vector.
+    child = group.create_group(name, track_order=True)
     if isinstance(tree, Mapping):
         child.attrs["kind"] = "dict"
-        items = [(str(key), value) for key, value in tree.items()]
+        items = [(_link_name(str(key)), value) for key, value in tree.items()]
     else:
         child.attrs["kind"] = type(tree).__name__
         items = [(f"{i:06d}", value) for i, value in enumerate(tree)]
     for key, value in items:
         _write_tree(child, key, value)
+
+
+def _link_name(key: str) -> str:
+    """A key as the name of an HDF5 link, where a slash would nest; undone by `unquote`."""
+    return key.replace("%", "%25").replace("/", "%2F")
 
 
 def _read_tree(file: h5py.Group, name: str) -> Tree:
@@ -297,7 +323,7 @@ def _read_tree(file: h5py.Group, name: str) -> Tree:
     if isinstance(node, h5py.Dataset):
         return torch.as_tensor(node[()])
     if node.attrs["kind"] == "dict":
-        return {key: _read_tree(node, key) for key in node}
+        return {unquote(name): _read_tree(node, name) for name in node}
     values = [_read_tree(node, key) for key in sorted(node)]
     return values if node.attrs["kind"] == "list" else tuple(values)
 
@@ -308,11 +334,21 @@ def _read_array(dataset: h5py.Dataset) -> np.ndarray:
     return np.asarray(dataset[()])
 
 
+def _whole_records(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    length = min(map(len, columns.values()), default=0)
+    return {name: column[:length] for name, column in columns.items()}
+
+
 def _last_certificate(columns: Mapping[str, np.ndarray]) -> Certificate | None:
     names = [f.name for f in fields(Certificate)]
     if not all(name in columns and len(columns[name]) for name in names):
         return None
-    values = {name: columns[name][-1].item() for name in names}
+    values = {name: _plain(columns[name][-1]) for name in names}
     optional = ("hessian_residual", "effective_rank", "error_bound")
     values.update({name: None for name in optional if np.isnan(values[name])})
     return Certificate(**values)
+
+
+def _plain(value: Any) -> Any:
+    """A Python scalar for a numpy one."""
+    return value.item() if isinstance(value, np.generic) else value

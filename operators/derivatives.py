@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from operators.linear_operator import LinearOperator
 from operators.space import Space, Tree
@@ -53,11 +54,11 @@ class Jacobian(LinearOperator):
         self.function, self.y = function, y
 
     def _matvec(self, v: Tensor) -> Tensor:
-        _, tangent = torch.func.jvp(self.function, (self.y,), (self.domain.unravel(v),))
+        tangent = torch.func.jvp(self.function, (self.y,), (self.domain.unravel(v),))[1]
         return self.codomain.ravel(tangent)
 
     def _rmatvec(self, v: Tensor) -> Tensor:
-        _, pullback = torch.func.vjp(self.function, self.y)
+        pullback = torch.func.vjp(self.function, self.y)[1]
         return self.domain.ravel(pullback(self.codomain.unravel(v))[0])
 
 
@@ -75,8 +76,10 @@ class Hessian(LinearOperator):
     mode
         ``"reverse"``: the graph of the gradient is built once, at the first product, and kept;
         since A is symmetric, ``A v = A^T v`` is one sweep back through it, about the cost of a
-        gradient. ``"forward"``: forward over reverse, ``A v = d/de grad f(y + e v)`` at e = 0
-        (Pearlmutter, 1994, eq. 11), keeps nothing and costs two to three gradients a product.
+        gradient. It is built anew after y has changed in place, and for each product through which
+        autograd could go on to y or to what the loss closes over (not under ``torch.no_grad``).
+        ``"forward"``: forward over reverse, ``A v = d/de grad f(y + e v)`` at e = 0 (Pearlmutter,
+        1994, eq. 11), keeps nothing and costs two to three gradients a product.
 
     Raises
     ------
@@ -106,14 +109,29 @@ class Hessian(LinearOperator):
         super().__init__(space, space, structure)
         self.loss, self.y, self.mode = _scalar(loss), y, mode
         self._pullback: Callable[[Tree], Any] | None = None
+        self._recorded: tuple[bool | int, ...] = ()
 
     def _matvec(self, v: Tensor) -> Tensor:
         gradient, direction = torch.func.grad(self.loss), self.domain.unravel(v)
         if self.mode == "forward":
             return self.domain.ravel(torch.func.jvp(gradient, (self.y,), (direction,))[1])
-        if self._pullback is None:
-            self._pullback = torch.func.vjp(gradient, self.y)[1]
-        return self.domain.ravel(self._pullback(direction)[0])
+        # The kept graph holds for the values that y had (an optimiser may have stepped in place
+        # since) and for the grad mode that it was recorded in.
+        leaves = pytree.tree_leaves(self.y)
+        versions = (0 if leaf.is_inference() else leaf._version for leaf in leaves)
+        recorded = (torch.is_grad_enabled(), *versions)
+        pullback = self._pullback if recorded == self._recorded else None
+        if pullback is None:
+            value, pullback = torch.func.vjp(gradient, self.y)[:2]
+            # A graph that goes on into a history of y or of what the loss closes over is freed by
+            # the first backward() through a product, and one that belongs to a transform under way
+            # (grad, jvp) ends with it: then each product has its own.
+            if not any(
+                leaf.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
+                for leaf in pytree.tree_leaves(value)
+            ):
+                self._pullback, self._recorded = pullback, recorded
+        return self.domain.ravel(pullback(direction)[0])
 
 
 class CrossDerivative(LinearOperator):
@@ -133,8 +151,8 @@ class CrossDerivative(LinearOperator):
 
     Notes
     -----
-    ``C q = grad_x <grad_y f, q>`` and ``C^T p = grad_y <grad_x f, p>``, each one sweep back through a
-    gradient. Neither follows the history of y: y is a point here, not a function of x.
+    ``C q = grad_x <grad_y f, q>`` and ``C^T p = grad_y <grad_x f, p>``, each one sweep back through
+    a gradient. Neither follows the history of y: y is a point here, not a function of x.
 
     Examples
     --------
@@ -152,14 +170,14 @@ class CrossDerivative(LinearOperator):
         def gradient(x: Tree) -> Tree:
             return torch.func.grad(self.loss, argnums=0)(self.y, x)
 
-        _, pullback = torch.func.vjp(gradient, self.x)
+        pullback = torch.func.vjp(gradient, self.x)[1]
         return self.codomain.ravel(pullback(self.domain.unravel(v))[0])
 
     def _rmatvec(self, v: Tensor) -> Tensor:
         def gradient(y: Tree) -> Tree:
             return torch.func.grad(self.loss, argnums=1)(y, self.x)
 
-        _, pullback = torch.func.vjp(gradient, self.y)
+        pullback = torch.func.vjp(gradient, self.y)[1]
         return self.domain.ravel(pullback(self.codomain.unravel(v))[0])
 
 
@@ -168,7 +186,9 @@ def _scalar(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         value = loss(*args)
         if not isinstance(value, Tensor) or value.ndim != 0:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"loss returned {got}; expected a scalar tensor (a mean over the batch)")
+            raise ValueError(
+                f"loss returned {got}; expected a scalar tensor (a mean over the batch)"
+            )
         return value
 
     return checked

@@ -49,7 +49,8 @@ class Diagonal(LinearOperator):
         if space is None:
             if values.ndim != 1:
                 raise ValueError(
-                    f"values has shape {tuple(values.shape)}; expected (n,), or a scalar and a space"
+                    f"values has shape {tuple(values.shape)}; "
+                    "expected (n,), or a scalar and a space"
                 )
             space = Space.flat(values.shape[0], values.dtype, values.device)
         elif values.shape not in (torch.Size([]), torch.Size([space.size])):
@@ -140,8 +141,8 @@ class Dense(LinearOperator):
     matrix
         Tensor of shape ``(m, n)``.
     symmetric, positive_definite
-        Claims about it. ``symmetric`` is checked here (an exact comparison up to rounding, one pass);
-        ``positive_definite`` is taken as promised and found out by a Cholesky factorisation.
+        Claims about it. ``symmetric`` is checked here (an exact comparison up to rounding, one
+        pass); ``positive_definite`` is taken as promised and found out by a Cholesky factorisation.
 
     Raises
     ------

@@ -208,8 +208,8 @@ class FisherStream:
             )
         if gradient.dtype != self.space.dtype or gradient.device != self.space.device:
             raise TypeError(
-                f"gradient is {gradient.dtype} on {gradient.device}; expected {self.space.dtype} on "
-                f"{self.space.device}"
+                f"gradient is {gradient.dtype} on {gradient.device}; "
+                f"expected {self.space.dtype} on {self.space.device}"
             )
         # A copy: callers reuse their gradient buffers, zero_grad() among them.
         self._rows.append(gradient.detach().clone())

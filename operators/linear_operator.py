@@ -156,7 +156,7 @@ class LinearOperator(ABC):
     # --- algebra ------------------------------------------------------------------------------
 
     @property
-    def T(self) -> LinearOperator:  # noqa: N802 (the field's own name)
+    def T(self) -> LinearOperator:
         """Transpose ``A^T``."""
         return self if self.symmetric else self._transpose()
 

@@ -101,7 +101,8 @@ class LowRankPlusDiagonal(LinearOperator):
         return self.diagonal_values * v + self.rows.T @ (self.weights * (self.rows @ v))
 
     def _matmat(self, block: Tensor) -> Tensor:
-        d = self.diagonal_values if self.diagonal_values.ndim == 0 else self.diagonal_values[:, None]
+        d = self.diagonal_values
+        d = d if d.ndim == 0 else d[:, None]
         return d * block + self.rows.T @ (self.weights[:, None] * (self.rows @ block))
 
     def _add(self, other: LinearOperator) -> LinearOperator | None:
@@ -115,7 +116,8 @@ class LowRankPlusDiagonal(LinearOperator):
             rows, weights = torch.cat([rows, other.rows]), torch.cat([weights, other.weights])
         else:
             return None
-        definite = structure.positive_definite or None  # None: look it up, the sum may have gained it
+        # None: look it up, the sum may have gained it.
+        definite = structure.positive_definite or None
         return LowRankPlusDiagonal(rows, d, weights, space=space, positive_definite=definite)
 
     def _scale(self, factor: Scalar) -> LinearOperator:

@@ -73,9 +73,13 @@ class Space:
             raise ValueError(f"{name} holds no tensor; expected at least one")
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
-                raise TypeError(f"{name} has a leaf of type {type(leaf).__name__}; expected tensors")
+                raise TypeError(
+                    f"{name} has a leaf of type {type(leaf).__name__}; expected tensors"
+                )
             if not leaf.is_floating_point():
-                raise TypeError(f"{name} has a leaf of dtype {leaf.dtype}; expected a floating dtype")
+                raise TypeError(
+                    f"{name} has a leaf of dtype {leaf.dtype}; expected a floating dtype"
+                )
         for what in ("dtype", "device"):
             seen = {getattr(leaf, what) for leaf in leaves}
             if len(seen) > 1:

@@ -1,4 +1,4 @@
-"""Linear solvers on torch: frozen settings, ``prepare(A)``, then ``solve(b)`` as often as needed."""
+"""Linear solvers on torch: frozen settings, ``prepare(A)``, then ``solve(b)`` many times."""
 
 from solvers.cg import CG
 from solvers.dense import DenseCholesky, DenseLU

@@ -80,8 +80,8 @@ class PreparedSolver(ABC):
     """A solver bound to its operator; holds the factorisation, if there is one.
 
     `solve` may be called many times, with vectors ``(n,)``, blocks ``(n, k)`` and nested structures
-    of the operator's codomain. Columns are scaled to unit norm before the solve and back after it, so
-    a right-hand side of 1e-30 is solved as well as one of 1.
+    of the operator's codomain. Columns are scaled to unit norm before the solve and back after it,
+    so a right-hand side of 1e-30 is solved as well as one of 1.
     """
 
     def __init__(self, solver: LinearSolver, A: LinearOperator) -> None:
@@ -152,9 +152,10 @@ class PreparedSolver(ABC):
             progress.products += block.shape[1]
         residuals = torch.linalg.vector_norm(progress.residual, dim=0)
         relative_atol = self.solver.atol / (scale * norm)
-        info = self._judge(residuals, relative_atol, progress)
-
         value = (x * norm) * scale
+        # The unit column was solved, but a solution beyond the range of the dtype is none.
+        residuals = torch.where(torch.isfinite(value).all(dim=0), residuals, torch.inf)
+        info = self._judge(residuals, relative_atol, progress)
         value = value[:, 0] if flat.ndim == 1 else value
         return Solution(operator.domain.unravel(value) if nested else value, info)
 
@@ -171,8 +172,8 @@ class PreparedSolver(ABC):
             status = "inaccurate"
         name = type(self.solver).__name__
         reason = (
-            f"{name} on {self.A}: {status} after {progress.iterations} iterations with true relative "
-            f"residual {residual:.3g}; asked for {rtol:.3g}"
+            f"{name} on {self.A}: {status} after {progress.iterations} iterations with true "
+            f"relative residual {residual:.3g}; asked for {rtol:.3g}"
         )
         if progress.detail:
             reason += f" ({progress.detail})"

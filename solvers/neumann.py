@@ -82,7 +82,8 @@ class _PreparedNeumann(PreparedSolver):
             if not bool((size <= 10.0).all()):  # NaN lands here too
                 progress.status = "diverged"
                 progress.detail = (
-                    f"the terms grow: step_size {alpha:.3g} exceeds 2 / L, or A is not positive definite"
+                    f"the terms grow: step_size {alpha:.3g} exceeds 2 / L, "
+                    "or A is not positive definite"
                 )
                 break
             if progress.iterations >= limit:

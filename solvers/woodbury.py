@@ -40,7 +40,8 @@ class Woodbury(LinearSolver):
 
     whose T x T matrix is symmetric positive definite for ``d > 0`` (Cholesky); otherwise
     ``(I + W U D^-1 U^T)^-1 W`` stands in the middle (LU). One step of iterative refinement follows
-    each solve. Costs ``2 T^2 n + T^3 / 3`` flops once and ``12 T n`` a solve; holds ``T n`` numbers.
+    each solve. Costs ``2 T^2 n + T^3 / 3`` flops once and ``12 T n`` a solve; holds ``T n``
+    numbers.
 
     Examples
     --------
@@ -161,7 +162,8 @@ class _PreparedShermanMorrison(PreparedSolver):
 class InverseRecursion:
     """The dense recursion for the inverse of an averaged Fisher matrix: the reference.
 
-    With ``P_0 = I / initial``, and for the exact mean (``rho = None``; the start counts as one sample)
+    With ``P_0 = I / initial``, and for the exact mean (``rho = None``; the start counts as one
+    sample)
 
         P_t = ((t+1)/t) (P_{t-1} - (P_{t-1} g)(P_{t-1} g)^T / (t + g^T P_{t-1} g)) ,
 
@@ -170,7 +172,8 @@ class InverseRecursion:
         P_t = (1/(1-rho)) (P_{t-1} - rho (P_{t-1} g)(P_{t-1} g)^T / ((1-rho) + rho g^T P_{t-1} g)) .
 
     Under smoothing the start is forgotten, and P grows like ``(1-rho)^-t / initial`` in every
-    direction that no gradient excites: carry it no further than ``t << log(initial) / log(1-rho)``.
+    direction that no gradient excites: beyond ``t = log(eps) / log(1-rho)`` updates that growth has
+    pushed all else below rounding.
     `operators.FisherStream` is the form to use. Each update costs ``4 d^2`` flops and moves at
     least ``3 d^2`` numbers; the state is ``d^2`` numbers. Source: arXiv:2602.10905, eq. (3.2).
 
@@ -220,8 +223,10 @@ class InverseRecursion:
             growth, share = (t + 1) / t, 1.0 / (t + gradient @ u)
         else:
             growth, share = 1 / (1 - rho), rho / ((1 - rho) + rho * (gradient @ u))
-        # One pass over P: an outer product of u with itself keeps P symmetric to the last bit.
-        P.addr_(u, -share * u).mul_(growth)
+        # One pass over P, growth * P - v v^T: the same vector on both sides keeps P symmetric. A
+        # negative share, which exact arithmetic excludes, gives NaN and not a wrong inverse.
+        v = ((growth * share).sqrt() * u)[:, None]
+        P.addmm_(v, v.T, beta=growth, alpha=-1)
 
     def solve(self, b: Tensor) -> Tensor:
         """``P b``."""

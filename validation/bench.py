@@ -93,8 +93,8 @@ def fisher_inverse(console: Console, repeats: int) -> None:
         f"One NHGD hypergradient, p = {p}, T = {count}, float32 (difference {difference:.1e})",
         medians,
         ratios,
-        f"The dense form moves at least {traffic:.0f} GB (a read for P g, a read and a write for "
-        f"the update, T times); here {traffic / medians['dense recursion']:.0f} GB/s. The factor "
+        f"The dense form moves at least {traffic:.0f} GB (a read for P g, a read and a write "
+        f"for the update, T times); here {traffic / medians['dense recursion']:.0f} GB/s. The factor "
         f"form computes {2 * count**2 * p / 1e9:.2f} GFlop and spends the rest on the outer gradient "
         "and the cross product.",
     )

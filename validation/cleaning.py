@@ -113,26 +113,37 @@ def run_all(jobs: list[Job], workers: int, console: Console) -> None:
 
 
 def grid_table(jobs: list[Job], console: Console) -> None:
-    """Print each method's settings, the best by held-out accuracy first."""
+    """Print each method's settings, best held-out accuracy first, and mark the one to take.
+
+    Accuracies within one binomial standard error of the best are ties (the one-standard-error rule
+    of Breiman et al., 1984); among ties the smallest outer step fits the validation set least, and
+    after that accuracy decides.
+    """
     for name in dict.fromkeys(job.method for job in jobs):
         table = Table(title=f"{name}: by accuracy on {DataCleaning.selection_size} held-out images")
-        for column in ("setting", "held-out", "outer loss", "AUC", "outer steps", "status"):
+        for column in ("setting", "held-out", "outer loss", "AUC", "outer steps", "status", "take"):
             table.add_column(column)
         rows = []
         for job in (job for job in jobs if job.method == name):
             run = hl.load_run(job.path)
             last = {key: values[-1] for key, values in run.history.items()}
             score = last["selection_accuracy"] if run.status == "finished" else -1.0
-            setting = ", ".join(f"{key}={value:g}" for key, value in job.overrides)
-            rows.append((score, setting, last, run.status))
-        for score, setting, last, status in sorted(rows, key=lambda row: -row[0]):
+            rows.append((score, dict(job.overrides), last, run.status))
+        rows.sort(key=lambda row: -row[0])
+        best = rows[0][0]
+        error = (best * (1 - best) / DataCleaning.selection_size) ** 0.5
+        ties = [row for row in rows if row[0] >= best - error]
+        taken = min(ties, key=lambda row: (row[1].get("step_size", 0.0), -row[0]))
+        for row in rows:
+            score, setting, last, status = row
             table.add_row(
-                setting,
+                ", ".join(f"{key}={value:g}" for key, value in setting.items()),
                 f"{score:.4f}",
                 f"{last['outer_loss']:.4f}",
                 f"{last['weight_auc']:.4f}",
                 f"{last['step']:.0f}",
                 status,
+                "<-" if row is taken else "",
             )
         console.print(table)
 

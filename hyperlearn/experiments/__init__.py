@@ -1,0 +1,1 @@
+"""Whole tasks, from data to a recorded run."""

@@ -56,7 +56,9 @@ class Method(ABC):
         self._require("inner_decay", self.inner_decay >= 0, "a number >= 0")
         for name in ("inner_batch_size", "outer_batch_size"):
             size = getattr(self, name)
-            self._require(name, size is None or size >= 1, "at least 1, or None for all of the data")
+            self._require(
+                name, size is None or size >= 1, "at least 1, or None for all of the data"
+            )
 
     def _require(self, name: str, satisfied: bool, expected: str) -> None:
         if not satisfied:

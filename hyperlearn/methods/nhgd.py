@@ -30,7 +30,7 @@ class NHGD(ImplicitMethod):
         A = (damping + curvature of the regulariser) I + sum_t w_t g_t g_t^T
 
     and no Hessian product is needed. A has rank T << d above its damping: off the span of the
-    gradients the method is T1-T2 with ``q = d_y g / damping``, which makes `damping` *the* parameter.
+    gradients the method is T1-T2 with ``q = d_y g / damping``: `damping` is *the* parameter.
 
     Parameters
     ----------
@@ -94,7 +94,9 @@ class NHGD(ImplicitMethod):
         self._require("rows", self.rows in ("batch", "sample"), "'batch' or 'sample'")
         self._require("samples_per_step", self.samples_per_step >= 1, "at least 1")
         if self.reset == "never" and self.window is None:
-            raise ValueError("NHGD: reset='never' keeps every gradient; set window, e.g. window=200")
+            raise ValueError(
+                "NHGD: reset='never' keeps every gradient; set window, e.g. window=200"
+            )
 
     def start(
         self, problem: BilevelProblem, oracles: Oracles, generator: torch.Generator
@@ -133,7 +135,10 @@ class _FisherEstimator(ImplicitEstimator):
         )
 
     def operator(self, trajectory: Trajectory) -> tuple[LinearOperator | None, float]:
-        return self.stream.operator(), self.method.damping
+        operator, damping = self.stream.operator(), self.method.damping
+        if self.method.initial:  # what the average has left of H_0 damps as well
+            damping = float(operator.damping) - self.oracles.regularizer.curvature
+        return operator, damping
 
     def solve_inner(self, y: Tensor, x: Tensor) -> Trajectory:
         trajectory = super().solve_inner(y, x)
