@@ -23,7 +23,12 @@ from hyperlearn.methods import Method
 from hyperlearn.oracles import OracleCount
 from hyperlearn.problem import BilevelProblem
 from hyperlearn.run import Run, RunFile, environment
-from solvers import ConvergenceWarning, LinearSolver
+from solvers import (
+    ConvergenceWarning,
+    LinearSolver,
+    NotPositiveDefiniteError,
+    SingularError,
+)
 
 Callback = Callable[[Mapping[str, float]], bool | None]
 
@@ -137,7 +142,7 @@ def minimize(
     Raises
     ------
     DivergedError
-        x, y or a hypergradient is no longer finite.
+        x, y or a hypergradient is no longer finite, or the adjoint system broke down.
     FileExistsError
         `record` exists and `overwrite` is False.
     ValueError
@@ -257,7 +262,8 @@ def minimize(
                 take_record()
         except KeyboardInterrupt:
             return finish("interrupted", f"stopped by Ctrl-C after {step} outer steps")
-        except FloatingPointError as error:
+        except (FloatingPointError, SingularError, NotPositiveDefiniteError) as error:
+            # An adjoint system that breaks down mostly does so on its way to infinity.
             text = (
                 f"{error} (outer step {step}): reduce step_size or inner_step_size, or increase "
                 "damping"

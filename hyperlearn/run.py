@@ -297,7 +297,11 @@ def _read_settings(group: h5py.Group) -> dict[str, Any]:
 
 def _write_tree(group: h5py.Group, name: str, tree: Tree) -> None:
     if isinstance(tree, Tensor):
-        group.create_dataset(name, data=tree.detach().cpu().numpy())
+        tensor = tree.detach().cpu()
+        if tensor.dtype == torch.bfloat16:  # HDF5 and numpy have no such type; float32 holds it
+            group.create_dataset(name, data=tensor.float().numpy()).attrs["dtype"] = "bfloat16"
+        else:
+            group.create_dataset(name, data=tensor.numpy())
         return
     # Children in the order of creation: that of a dictionary is the order of the flat vector.
     child = group.create_group(name, track_order=True)
@@ -321,7 +325,8 @@ def _read_tree(file: h5py.Group, name: str) -> Tree:
         return None
     node = file[name]
     if isinstance(node, h5py.Dataset):
-        return torch.as_tensor(node[()])
+        tensor = torch.as_tensor(node[()])
+        return tensor.bfloat16() if node.attrs.get("dtype") == "bfloat16" else tensor
     if node.attrs["kind"] == "dict":
         return {unquote(name): _read_tree(node, name) for name in node}
     values = [_read_tree(node, key) for key in sorted(node)]

@@ -94,9 +94,9 @@ def fisher_inverse(console: Console, repeats: int) -> None:
         medians,
         ratios,
         f"The dense form moves at least {traffic:.0f} GB (a read for P g, a read and a write "
-        f"for the update, T times); here {traffic / medians['dense recursion']:.0f} GB/s. The factor "
-        f"form computes {2 * count**2 * p / 1e9:.2f} GFlop and spends the rest on the outer gradient "
-        "and the cross product.",
+        f"for the update, T times); here {traffic / medians['dense recursion']:.0f} GB/s. The "
+        f"factor form computes {2 * count**2 * p / 1e9:.2f} GFlop and spends the rest on the outer "
+        "gradient and the cross product.",
     )
 
 

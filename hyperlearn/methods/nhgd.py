@@ -106,13 +106,14 @@ class NHGD(ImplicitMethod):
         Raises
         ------
         ValueError
-            ``rows="sample"`` or `weight_correction` without the problem's `likelihood`; damping,
-            initial and the regulariser's curvature all zero.
+            ``rows="sample"`` or `weight_correction` without the problem's `likelihood` and
+            `inner_data`; damping, initial and the regulariser's curvature all zero.
         """
-        if (self.rows == "sample" or self.weight_correction) and problem.likelihood is None:
+        by_sample = self.rows == "sample" or self.weight_correction
+        if by_sample and (problem.likelihood is None or problem.inner_data is None):
             raise ValueError(
-                "NHGD: rows='sample' and weight_correction=True need BilevelProblem(likelihood="
-                "WeightedLikelihood(sample_loss=..., sample_weight=...))"
+                "NHGD: rows='sample' and weight_correction=True need BilevelProblem(inner_data=..., "
+                "likelihood=WeightedLikelihood(sample_loss=..., sample_weight=...))"
             )
         return _FisherEstimator(self, problem, oracles, generator)
 
@@ -182,9 +183,10 @@ class _FisherEstimator(ImplicitEstimator):
         weight = likelihood.sample_weight(oracles.x_space.unravel(x), batch)
         power = 0.5 if self.method.weight_correction else 1.0
 
-        def losses(y: Tensor) -> Tensor:
-            return likelihood.sample_loss(oracles.y_space.unravel(y), batch)
+        def loss(y: Tensor, sample: Tree) -> Tensor:
+            alone = pytree.tree_map(lambda leaf: leaf[None], sample)  # a batch of one
+            return likelihood.sample_loss(oracles.y_space.unravel(y), alone).sum()
 
         oracles._add("gradients", batch)
-        scores = torch.func.jacrev(losses)(step.y)
+        scores = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(step.y, batch)
         return list(weight[:, None] ** power * scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import dataclasses
 import math
 from typing import Any
 
@@ -608,9 +609,12 @@ class TestNHGDSamples:
         )
 
     @pytest.mark.parametrize("settings", [{"rows": "sample"}, {"weight_correction": True}])
-    def test_likelihood_is_needed(self, settings):
-        with pytest.raises(ValueError, match=r"BilevelProblem\(likelihood="):
+    def test_likelihood_and_data_are_needed(self, settings):
+        with pytest.raises(ValueError, match=r"likelihood=WeightedLikelihood\("):
             start(hl.NHGD(**settings), softmax_problem(likelihood=None))
+        without_data = dataclasses.replace(softmax_problem(), inner_data=None)
+        with pytest.raises(ValueError, match=r"BilevelProblem\(inner_data="):
+            start(hl.NHGD(**settings), without_data)
 
     def model_problem(self, n: int, weights: Tensor) -> hl.BilevelProblem:
         """Labels drawn from the model at y0, which is then well specified there."""

@@ -491,6 +491,17 @@ class TestEndings:
             hl.minimize(problem, method, budget=hl.Budget(steps=500))
         assert error.value.run.status == "diverged"
 
+    def test_an_adjoint_system_that_breaks_down(self):
+        problem = hl.BilevelProblem(
+            lambda y, x: (y**2 - y**4 + x * y).sum(),  # its Hessian is indefinite for y > 0.41
+            lambda y, x: ((y - 1) ** 2).sum(),
+            x0=torch.ones(2, dtype=FLOAT64),
+            y0=torch.zeros(2, dtype=FLOAT64),
+        )
+        method = hl.ImplicitDifferentiation(inner_step_size=0.1, solver=DenseCholesky())
+        with pytest.raises(hl.DivergedError, match="not positive definite.*increase damping"):
+            hl.minimize(problem, method, budget=hl.Budget(steps=500))
+
     def test_interruption_keeps_the_record(self, tmp_path):
         path = tmp_path / "run.h5"
 

@@ -125,6 +125,7 @@ class TestRoundTrip:
             torch.arange(6.0).reshape(2, 3),
             torch.tensor(2.5, dtype=torch.float64),
             torch.zeros(0),
+            {"half": torch.ones(2).bfloat16(), "other": torch.ones(2).half()},
             {"weight": torch.ones(2, 2), "bias": torch.zeros(2), "a": {"deep": torch.ones(1)}},
             [torch.ones(1) * i for i in range(12)],
             (torch.ones(1), [torch.zeros(2), {"x": torch.ones(3, dtype=torch.float64)}]),
