@@ -10,7 +10,7 @@ import sys
 import operators
 import solvers
 from hyperlearn.certificate import Certificate, Smoothness
-from hyperlearn.hypergradient import hypergradient
+from hyperlearn.implicit import hypergradient
 from hyperlearn.methods import (
     NHGD,
     FixedOuter,
@@ -19,7 +19,7 @@ from hyperlearn.methods import (
     Method,
     Unrolled,
 )
-from hyperlearn.minimize import Budget, DivergedError, minimize
+from hyperlearn.outer import Budget, DivergedError, minimize
 from hyperlearn.problem import Ball, BilevelProblem, Box, WeightedLikelihood
 from hyperlearn.regularizer import L2
 from hyperlearn.run import Run, RunFileError, load_run

@@ -13,7 +13,7 @@ import typer
 
 import hyperlearn
 from hyperlearn.datasets import DatasetError
-from hyperlearn.minimize import Budget, DivergedError
+from hyperlearn.outer import Budget, DivergedError
 from hyperlearn.run import Run, load_run
 from hyperlearn.settings import known_settings, override, unknown_name
 

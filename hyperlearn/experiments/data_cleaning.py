@@ -28,7 +28,7 @@ from hyperlearn.methods import (
     Method,
     Unrolled,
 )
-from hyperlearn.minimize import Budget, minimize
+from hyperlearn.outer import Budget, minimize
 from hyperlearn.problem import Ball, BilevelProblem, WeightedLikelihood
 from hyperlearn.regularizer import L2
 from hyperlearn.run import Run

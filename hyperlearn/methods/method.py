@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyperlearn.batches import Minibatches
 from hyperlearn.certificate import Estimate
-from hyperlearn.hypergradient import implicit_hypergradient
+from hyperlearn.implicit import implicit_hypergradient
 from hyperlearn.inner import FlatProjection, InnerStep, Trajectory, projected_sgd
 from hyperlearn.oracles import Oracles
 from hyperlearn.problem import BilevelProblem

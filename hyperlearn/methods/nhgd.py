@@ -112,8 +112,9 @@ class NHGD(ImplicitMethod):
         by_sample = self.rows == "sample" or self.weight_correction
         if by_sample and (problem.likelihood is None or problem.inner_data is None):
             raise ValueError(
-                "NHGD: rows='sample' and weight_correction=True need BilevelProblem(inner_data=..., "
-                "likelihood=WeightedLikelihood(sample_loss=..., sample_weight=...))"
+                "NHGD: rows='sample' and weight_correction=True need "
+                "BilevelProblem(inner_data=..., likelihood="
+                "WeightedLikelihood(sample_loss=..., sample_weight=...))"
             )
         return _FisherEstimator(self, problem, oracles, generator)
 

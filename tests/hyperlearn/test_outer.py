@@ -499,7 +499,7 @@ class TestEndings:
             y0=torch.zeros(2, dtype=FLOAT64),
         )
         method = hl.ImplicitDifferentiation(inner_step_size=0.1, solver=DenseCholesky())
-        with pytest.raises(hl.DivergedError, match="not positive definite.*increase damping"):
+        with pytest.raises(hl.DivergedError, match=r"not positive definite.*increase damping"):
             hl.minimize(problem, method, budget=hl.Budget(steps=500))
 
     def test_interruption_keeps_the_record(self, tmp_path):
