@@ -57,30 +57,29 @@ class CG(IterativeSolver):
 class _PreparedCG(PreparedSolver):
     solver: CG
 
-    def _solve(self, block: Tensor) -> tuple[Tensor, Progress]:
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         progress = Progress()
         x, residual = torch.zeros_like(block), block
         size = torch.linalg.vector_norm(block, dim=0)
-        rtol = self.solver.tolerance(block.dtype)
-        active = size > rtol
+        active = size > targets
         while bool(active.any()):
-            x, sound = self._sweep(x, residual, active, progress)
+            x, sound = self._sweep(x, residual, active, targets, progress)
             # Rounding may part the recurrence from b - A x: measure, and go on from the truth
             # as long as that pays.
             residual = block - self.A._matmat(x)
             progress.products += block.shape[1]
             previous, size = size, torch.linalg.vector_norm(residual, dim=0)
-            active = active & sound & (size > rtol) & (size < 0.5 * previous)
+            active = active & sound & (size > targets) & (size < 0.5 * previous)
             if progress.status == "maxiter":
                 break
         progress.residual = residual
         return x, progress
 
     def _sweep(
-        self, x: Tensor, r: Tensor, active: Tensor, progress: Progress
+        self, x: Tensor, r: Tensor, active: Tensor, targets: Tensor, progress: Progress
     ) -> tuple[Tensor, Tensor]:
         """CG from x with residual r on the active columns; returns x and which stayed sound."""
-        rtol, limit = self.solver.tolerance(x.dtype), self.solver.limit(x.shape[0])
+        limit = self.solver.limit(x.shape[0])
         sound = torch.ones_like(active)
         p, rr = r, (r * r).sum(0)
         while bool(active.any()):
@@ -101,6 +100,6 @@ class _PreparedCG(PreparedSolver):
             x = x + step * p
             r = r - step * Ap
             previous, rr = rr, (r * r).sum(0)
-            active = active & (rr > rtol**2)
+            active = active & (rr > targets**2)
             p = torch.where(active, r + (rr / previous) * p, p)
         return x, sound

@@ -63,7 +63,7 @@ class _PreparedCholesky(PreparedSolver):
                 "positive; add damping, or use DenseLU"
             )
 
-    def _solve(self, block: Tensor) -> tuple[Tensor, Progress]:
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         return torch.cholesky_solve(block, self.factor), Progress()
 
 
@@ -103,8 +103,8 @@ class _PreparedLU(PreparedSolver):
         if int(failed):
             raise SingularError(f"{A} is singular: pivot {int(failed)} of its LU is exactly zero")
 
-    def _solve(self, block: Tensor) -> tuple[Tensor, Progress]:
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         return torch.linalg.lu_solve(self.factor, self.pivots, block), Progress()
 
-    def _solve_transpose(self, block: Tensor) -> tuple[Tensor, Progress]:
+    def _solve_transpose(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         return torch.linalg.lu_solve(self.factor, self.pivots, block, adjoint=True), Progress()

@@ -45,5 +45,5 @@ class _PreparedDiagonal(PreparedSolver):
             raise SingularError(f"{A} has a zero on its diagonal")
         self.values = A.values.expand(A.shape[0])[:, None]
 
-    def _solve(self, block: Tensor) -> tuple[Tensor, Progress]:
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         return block / self.values, Progress()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -90,15 +91,19 @@ class PreparedSolver(ABC):
         self.solver, self.A = solver, A
 
     @abstractmethod
-    def _solve(self, block: Tensor) -> tuple[Tensor, Progress]:
-        """Solve ``A X = B`` for a block ``(n, k)`` of unit columns."""
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        """Solve ``A X = B`` for a block ``(n, k)`` of unit columns.
 
-    def _solve_transpose(self, block: Tensor) -> tuple[Tensor, Progress]:
+        `targets`, ``(k,)``, are the residual norms at which an iteration may stop.
+        """
+
+    def _solve_transpose(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         """Solve ``A^T X = B``; a symmetric operator needs nothing new."""
         if self.A.symmetric:
-            return self._solve(block)
-        return self._transposed()._solve(block)
+            return self._solve(block, targets)
+        return self._transposed._solve(block, targets)
 
+    @cached_property
     def _transposed(self) -> PreparedSolver:
         return self.solver.prepare(self.A.T)
 
@@ -146,25 +151,26 @@ class PreparedSolver(ABC):
         norm = torch.where(nonzero, torch.linalg.vector_norm(unit, dim=0), 1.0)
         unit = unit / norm
 
-        x, progress = (self._solve_transpose if transpose else self._solve)(unit)
+        # |b - A x| <= max(rtol |b|, atol), in units of the scaled column.
+        rtol = self.solver.tolerance(unit.dtype)
+        targets = torch.clamp_min(self.solver.atol / (scale * norm), rtol)
+        x, progress = (self._solve_transpose if transpose else self._solve)(unit, targets)
         if progress.residual is None:
             progress.residual = unit - operator._matmat(x)
             progress.products += block.shape[1]
         residuals = torch.linalg.vector_norm(progress.residual, dim=0)
-        relative_atol = self.solver.atol / (scale * norm)
         value = (x * norm) * scale
         # The unit column was solved, but a solution beyond the range of the dtype is none.
         residuals = torch.where(torch.isfinite(value).all(dim=0), residuals, torch.inf)
-        info = self._judge(residuals, relative_atol, progress)
+        info = self._judge(residuals, targets, progress)
         value = value[:, 0] if flat.ndim == 1 else value
         return Solution(operator.domain.unravel(value) if nested else value, info)
 
-    def _judge(self, residuals: Tensor, relative_atol: Tensor, progress: Progress) -> Info:
+    def _judge(self, residuals: Tensor, targets: Tensor, progress: Progress) -> Info:
         """Compare the true residual with the tolerance, and warn or raise where it is missed."""
-        rtol = self.solver.tolerance(residuals.dtype)
-        limit = torch.clamp_min(relative_atol, rtol)
         residual = float(residuals.max()) if residuals.numel() else 0.0
-        converged = bool((residuals <= limit).all())  # false for NaN
+        asked = float(targets.max()) if targets.numel() else 0.0
+        converged = bool((residuals <= targets).all())  # false for NaN
         status = progress.status
         if converged:
             status = "converged"
@@ -173,7 +179,7 @@ class PreparedSolver(ABC):
         name = type(self.solver).__name__
         reason = (
             f"{name} on {self.A}: {status} after {progress.iterations} iterations with true "
-            f"relative residual {residual:.3g}; asked for {rtol:.3g}"
+            f"relative residual {residual:.3g}; asked for {asked:.3g}"
         )
         if progress.detail:
             reason += f" ({progress.detail})"

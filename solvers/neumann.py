@@ -68,16 +68,15 @@ class _PreparedNeumann(PreparedSolver):
         else:
             self.step_size = solver.step_size
 
-    def _solve(self, block: Tensor) -> tuple[Tensor, Progress]:
-        alpha, n = self.step_size, block.shape[0]
-        rtol, limit = self.solver.tolerance(block.dtype), self.solver.limit(n)
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        alpha, limit = self.step_size, self.solver.limit(block.shape[0])
         progress = Progress()
         x, term = torch.zeros_like(block), block  # term_j = (I - alpha A)^j b = b - A x_j
         while True:
             # x_{j+1} = x_j + alpha term_j, and the new residual is the next term.
             x = x + alpha * term
             size = torch.linalg.vector_norm(term, dim=0)
-            if bool((size <= rtol).all()):
+            if bool((size <= targets).all()):
                 break
             if not bool((size <= 10.0).all()):  # NaN lands here too
                 progress.status = "diverged"

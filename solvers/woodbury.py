@@ -96,7 +96,7 @@ class _PreparedWoodbury(PreparedSolver):
             middle = torch.linalg.lu_solve(self.factor, self.pivots, middle)
         return scaled - self.inverse_diagonal * (self.left.T @ middle)
 
-    def _solve(self, block: Tensor) -> tuple[Tensor, Progress]:
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         x = self._apply(block)
         # The subtraction above cancels when the low-rank part dominates; refinement repairs that.
         x = x + self._apply(block - self.A._matmat(x))
@@ -154,7 +154,7 @@ class _PreparedShermanMorrison(PreparedSolver):
             self.vectors[t] = v
             self.factors[t] = weight / denominator
 
-    def _solve(self, block: Tensor) -> tuple[Tensor, Progress]:
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         projected = self.factors[:, None] * (self.vectors @ block)
         return self.inverse_diagonal[:, None] * block - self.vectors.T @ projected, Progress()
 

@@ -367,12 +367,18 @@ def test_atol_is_met_and_is_absolute(name):
     x, info = solver.prepare(A).solve(b)
     assert info.converged
     assert torch.linalg.vector_norm(b - A @ x) <= 1e-3
+    # It stops the iteration too, as the same tolerance in relative terms does; per column.
+    relative = dataclasses.replace(SOLVERS[name][0](1e-15), rtol=0.1).prepare(A).solve(b).info
+    assert info.iterations == relative.iterations
+    both = solver.prepare(A).solve(torch.stack([b, 1e-2 * b], dim=1))
+    assert both.info.converged
+    torch.testing.assert_close(both.value[:, 0], x)
 
 
 class _Wrong(PreparedSolver):
     """Returns 1.5 times the solution of ``2 I x = b`` and claims to have converged."""
 
-    def _solve(self, block: Tensor) -> tuple[Tensor, Progress]:
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         return 1.5 * block / 2.0, Progress(iterations=3)
 
 
