@@ -6,6 +6,7 @@ from solvers.diagonal import Diagonal
 from solvers.iterative import IterativeSolver
 from solvers.linear_solver import LinearSolver, PreparedSolver
 from solvers.neumann import Neumann
+from solvers.sherman_morrison import InverseRecursion, ShermanMorrison
 from solvers.solution import (
     ConvergenceWarning,
     Info,
@@ -15,7 +16,7 @@ from solvers.solution import (
     Solution,
     StructureError,
 )
-from solvers.woodbury import InverseRecursion, ShermanMorrison, Woodbury
+from solvers.woodbury import Woodbury
 
 __all__ = [
     "CG",
