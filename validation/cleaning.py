@@ -197,9 +197,9 @@ def gap_table(path: Path, console: Console, draws: int = 5) -> None:
     """Print how far each method's hypergradient is from the exact one, where a run has ended.
 
     Exact: Hessian and cross derivative on all training samples at the run's last y, CG to a true
-    relative residual of 1e-3. Each method starts from that y with its own inner steps and batches. It sees
-    some samples only, so the two are compared on those: cosine, and ratio of the norms after the
-    share of samples is put right.
+    relative residual of 1e-3. Each method starts from that y with its own inner steps and batches.
+    It sees some samples only, so the two are compared on those: cosine, and ratio of the norms
+    after the share of samples is put right.
     """
     run = hl.load_run(path)
     settings = DataCleaning(**run.config["task"])
