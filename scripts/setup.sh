@@ -137,8 +137,8 @@ elif install_cholmod; then
     say "sparse Cholesky (CHOLMOD) installed"
 else
     say "going on WITHOUT CHOLMOD: $reason (details: $log)"
-    say "  what is lost: sparse Cholesky factorisation. Direct solves of sparse symmetric systems are left"
-    say "  with SciPy's SuperLU, which takes more time and memory on large ones. Nothing else changes."
+    say "  what is lost: sparse Cholesky factorisations. No solver that is there today needs them; the"
+    say "  sparse direct solver that is to come does, and will fall back on SciPy's slower SuperLU."
     say "  to get it later, as an administrator on Debian or Ubuntu:"
     say "      apt-get install gcc libsuitesparse-dev libopenblas0-pthread $(python_header_package)"
     say "  and then, here: scripts/setup.sh"
