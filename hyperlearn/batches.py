@@ -48,6 +48,11 @@ class Minibatches:
         self._order = torch.empty(0, dtype=torch.long)
         self._position = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether each batch is all of the data."""
+        return self.data is None or self.batch_size in (None, self.length)
+
     def draw(self, count: int = 1) -> Tree:
         """`count` fresh batches, joined into one."""
         if self.data is None or self.batch_size is None:

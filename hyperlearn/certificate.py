@@ -79,8 +79,9 @@ class Certificate:
     Parameters
     ----------
     inner_stationarity
-        ``|d_y G(y, x)|`` on the inner batch that was used (with a projection: of the projected
-        gradient step). The hypergradient is that of the exact value function only where this is 0.
+        ``|d_y G(y, x)|`` on the inner batch that was used; in a method with a projection
+        ``|y - Proj(y - s d_y G)| / s``, s the inner step size. The hypergradient is that of
+        the exact value function only where this is 0.
     adjoint_residual
         ``|A q - d_y g| / |d_y g|`` in the operator A that was used; measured, not the recurrence's.
     hessian_residual
@@ -101,7 +102,8 @@ class Certificate:
     effective_rank
         For a low-rank surrogate, ``sum s/(s + damping)`` (see `operators.EmpiricalFisher`).
     error_bound
-        Bound on ``|grad - exact|`` where `Smoothness` constants were given and A is exact.
+        Bound on ``|grad - exact|`` where `Smoothness` constants were given, from the residual in
+        the exact Hessian, so also for a surrogate; None where a constraint is active.
     constraint_active
         Whether the projection of the inner problem was active: the formula above then ignores it.
     """

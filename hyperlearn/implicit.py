@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyperlearn.certificate import Certificate, Estimate, Smoothness
 from hyperlearn.oracles import Loss, Oracles
+from hyperlearn.problem import check_data
 from operators import EmpiricalFisher, LinearOperator, Space
 from solvers import CG, LinearSolver
 
@@ -23,6 +24,7 @@ class NotFiniteError(FloatingPointError, ValueError):
     """A derivative is NaN or infinite: a bad argument in one call, divergence in a loop."""
 
 
+@torch.no_grad()  # a loss may close over tensors that require grad: no graph of theirs is kept
 def hypergradient(
     outer_loss: Loss,
     inner_loss: Loss,
@@ -74,7 +76,7 @@ def hypergradient(
     Notes
     -----
     Costs two gradients (outer, and the inner one for the certificate), the solver's products, one
-    cross product, and one more Hessian product where `operator` is a surrogate.
+    cross product, and one more Hessian product where the operator is not the exact Hessian.
 
     Examples
     --------
@@ -94,6 +96,8 @@ def hypergradient(
             f"y is {y_space.dtype} on {y_space.device} and x is {x_space.dtype} on "
             f"{x_space.device}; expected one dtype and device"
         )
+    check_data(inner_batch, "inner_batch")
+    check_data(outer_batch, "outer_batch")
     if operator is not None and damping != 0.0:
         raise ValueError("damping is for the exact Hessian; add it to your operator instead")
     y_flat, x_flat = y_space.ravel(y).detach(), x_space.ravel(x).detach()
@@ -124,6 +128,7 @@ def implicit_hypergradient(
     damping: float = 0.0,
     cross: Callable[[Tensor], Tensor] | None = None,
     constraint_active: bool = False,
+    stationarity: Callable[[], float] | None = None,
     smoothness: Smoothness | None = None,
 ) -> Estimate:
     """The same on flat vectors: what every implicit method calls.
@@ -136,6 +141,8 @@ def implicit_hypergradient(
         ``q -> C q``; None for the cross derivative on `inner_batch`.
     constraint_active
         Whether the inner projection was active (goes into the certificate).
+    stationarity
+        Measures the inner problem's; None for ``|d_y G|`` on `inner_batch`.
     oracles, y, x, inner_batch, outer_batch, solver, damping, smoothness
         As for `hypergradient`, flat.
     """
@@ -156,7 +163,11 @@ def implicit_hypergradient(
     _check_finite(gradient, "the hypergradient")
 
     def certify() -> Certificate:
-        stationarity = float(oracles.inner_gradient(y, x, inner_batch).norm())
+        distance = (
+            float(oracles.inner_gradient(y, x, inner_batch).norm())
+            if stationarity is None
+            else stationarity()
+        )
         if exact:
             hessian_residual = info.residual
         else:
@@ -165,9 +176,9 @@ def implicit_hypergradient(
         bound = None
         if smoothness is not None and not constraint_active:
             absolute = hessian_residual * float(b.norm())
-            bound = smoothness.error_bound(stationarity, absolute, float(q.norm()))
+            bound = smoothness.error_bound(distance, absolute, float(q.norm()))
         return Certificate(
-            inner_stationarity=stationarity,
+            inner_stationarity=distance,
             adjoint_residual=info.residual,
             hessian_residual=hessian_residual,
             converged=info.converged,

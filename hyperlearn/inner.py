@@ -52,6 +52,24 @@ class Trajectory:
     steps: list[InnerStep] = field(default_factory=list)
 
 
+def stationarity(
+    oracles: Oracles,
+    y: Tensor,
+    x: Tensor,
+    batch: Tree,
+    step_size: float,
+    project: FlatProjection | None,
+) -> float:
+    """``|d_y G|``, or with a projection ``|y - Proj(y - s d_y G)| / s``: zero at a solution."""
+    gradient = oracles.inner_gradient(y, x, batch)
+    if project is not None:
+        free = y - step_size * gradient
+        following = project(free)
+        if bool((following != free).any()):  # otherwise the gradient itself, without rounding
+            gradient = (y - following) / step_size
+    return float(gradient.norm())
+
+
 def projected_sgd(
     oracles: Oracles,
     y: Tensor,

@@ -145,8 +145,10 @@ def minimize(
         x, y or a hypergradient is no longer finite, or the adjoint system broke down.
     FileExistsError
         `record` exists and `overwrite` is False.
-    ValueError
-        A batch larger than its data, or a bad setting.
+    solvers.NotConvergedError
+        With a solver that is ``strict``.
+    TypeError, ValueError
+        An argument of the wrong kind, a batch larger than its data, or a bad setting.
 
     Examples
     --------
@@ -162,6 +164,14 @@ def minimize(
     >>> run.x  # the minimum of (x - 1)^2 + x^2 / 2 is at 2/3
     tensor([0.6667], dtype=torch.float64)
     """
+    for name, value, kind in (
+        ("problem", problem, BilevelProblem),
+        ("method", method, Method),
+        ("budget", budget, Budget),
+    ):
+        if not isinstance(value, kind):
+            got = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+            raise TypeError(f"minimize: {name} is {got}; expected an instance of {kind.__name__}")
     if every < 1:
         raise ValueError(f"every={every}; expected at least 1")
     generator = torch.Generator().manual_seed(seed)
@@ -196,10 +206,12 @@ def minimize(
     velocity = torch.zeros_like(x)
     estimate: Estimate | None = None
     step, missed = 0, 0
+    rows: list[dict[str, float]] = []
+    certificates: list[Certificate] = []
 
     def take_record() -> bool:
         """Evaluate off the clock and uncounted; True if a callback wants to stop."""
-        with oracles.uncounted(), torch.no_grad():
+        with oracles.uncounted():
             row: dict[str, float] = {"step": step, "seconds": clock.seconds}
             row |= _counts(oracles.count)
             row["outer_loss"] = float(oracles.outer(y, x, problem.outer_data))
@@ -210,7 +222,9 @@ def minimize(
                 row[name] = float(metric(y_space.unravel(y), x_space.unravel(x)))
             certificate = None if estimate is None else estimate.certify()
         with _undisturbed():
-            _remember(run, row, certificate)
+            rows.append(row)
+            if certificate is not None:
+                certificates.append(certificate)
             if file is not None:
                 file.append(row, certificate)
         bar.set_postfix_str(_postfix(row, problem), refresh=False)
@@ -219,6 +233,10 @@ def minimize(
 
     def finish(status: str, message: str) -> Run:
         run.status, run.message = status, message
+        names = list(rows[0]) if rows else []
+        run.history = {name: np.array([row[name] for row in rows]) for name in names}
+        run.certificates = _columns(certificates)
+        run.certificate = certificates[-1] if certificates else None
         run.x, run.y = x_space.unravel(x), y_space.unravel(y)
         if file is not None:
             with _undisturbed():
@@ -233,7 +251,8 @@ def minimize(
         dynamic_ncols=True,
     )
     # The estimator's own warnings are told once, with their number at the end, not at each step.
-    with bar, warnings.catch_warnings():
+    # Losses may close over tensors that require grad: no graph of theirs may outlive a step.
+    with bar, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
             stop = take_record()
@@ -258,7 +277,7 @@ def minimize(
                 if step % every == 0:
                     stop = take_record()
             bar.update(100 - bar.n)
-            if run.history["step"][-1] != step:
+            if rows[-1]["step"] != step:
                 take_record()
         except KeyboardInterrupt:
             return finish("interrupted", f"stopped by Ctrl-C after {step} outer steps")
@@ -275,7 +294,7 @@ def minimize(
             raise
     message = f"{step} outer steps in {clock.seconds:.1f} s of training"
     if missed:
-        worst = float(np.nanmax(run.certificates["adjoint_residual"]))
+        worst = max(certificate.adjoint_residual for certificate in certificates)
         text = (
             f"the adjoint solve missed its tolerance in {missed} of {step} steps (worst recorded "
             f"relative residual {worst:.3g}): inexact hypergradients, see run.certificates"
@@ -329,19 +348,15 @@ def _counts(count: OracleCount) -> dict[str, float]:
     }
 
 
-def _remember(run: Run, row: Mapping[str, float], certificate: Certificate | None) -> None:
-    for name, value in row.items():
-        run.history[name] = np.append(run.history.get(name, np.empty(0)), value)
-    if certificate is not None:
-        run.certificate = certificate
-        for f in fields(certificate):
-            value = getattr(certificate, f.name)
-            value = math.nan if value is None else value
-            column = run.certificates.get(f.name)
-            row_array = np.array([value])
-            run.certificates[f.name] = (
-                row_array if column is None else np.concatenate([column, row_array])
-            )
+def _columns(certificates: Sequence[Certificate]) -> dict[str, np.ndarray]:
+    """One array a field; None, for what was not measured, becomes NaN."""
+    if not certificates:
+        return {}
+    columns = {f.name: [getattr(c, f.name) for c in certificates] for f in fields(Certificate)}
+    return {
+        name: np.array([math.nan if value is None else value for value in values])
+        for name, values in columns.items()
+    }
 
 
 def _missed(estimate: Estimate, method: Method) -> bool:

@@ -101,6 +101,7 @@ def _draw_curves(figure: Figure, panels: Any, runs: Sequence[Run]) -> None:
                     color=_COLOURS[number % len(_COLOURS)],
                     linestyle=_STYLES[number // len(_COLOURS) % len(_STYLES)],
                     linewidth=1.6,
+                    marker="o" if len(abscissa) <= 3 else None,  # a line of one point is none
                     alpha=0.9,
                 )
             if not axes.lines:
@@ -124,6 +125,8 @@ def _draw_curves(figure: Figure, panels: Any, runs: Sequence[Run]) -> None:
 
 def _limits(runs: Sequence[Run], metric: str) -> tuple[float, float] | None:
     """Range of a metric after the starting point, which lies far off and is common to all."""
+    if any(len(run.history.get(metric, ())) <= 3 for run in runs):
+        return None  # too little else to show
     later = [run.history[metric][1:] for run in runs if metric in run.history]
     values = np.concatenate([np.empty(0), *later])
     values = values[np.isfinite(values)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hyperlearn.certificate import Smoothness
 from hyperlearn.oracles import Loss, Oracles, batch_length
 from hyperlearn.regularizer import L2
 from operators import Space
@@ -53,6 +55,9 @@ class BilevelProblem:
         Projection onto Y, and onto the set of x (see `Ball`, `Box`).
     likelihood
         The inner loss taken apart, for methods that correct for sample weights.
+    smoothness
+        Constants of the two losses; certificates then hold an error bound wherever a method uses
+        all of the data at each step.
     metrics
         ``name -> f(y, x) -> float``, evaluated whenever the run is recorded, outside the clock.
     name
@@ -86,6 +91,7 @@ class BilevelProblem:
     project_inner: Projection | None = field(default=None, kw_only=True)
     project_outer: Projection | None = field(default=None, kw_only=True)
     likelihood: WeightedLikelihood | None = field(default=None, kw_only=True)
+    smoothness: Smoothness | None = field(default=None, kw_only=True)
     metrics: Mapping[str, Callable[[Tree, Tree], float]] = field(default_factory=dict, kw_only=True)
     name: str = field(default="bilevel problem", kw_only=True)
 
@@ -104,7 +110,9 @@ class BilevelProblem:
         for name in ("x0", "y0"):
             _check_finite(getattr(self, name), name)
         for name in ("inner_data", "outer_data"):
-            _check_data(getattr(self, name), name)
+            check_data(getattr(self, name), name)
+        for name, data in (("inner", self.inner_data), ("outer", self.outer_data)):
+            _check_signature(getattr(self, f"{name}_loss"), name, data is not None)
 
     @property
     def y_space(self) -> Space:
@@ -123,6 +131,20 @@ class BilevelProblem:
         )
 
 
+def _check_signature(loss: Loss, name: str, with_batch: bool) -> None:
+    """A loss of the wrong number of arguments is told here, not from inside a transform."""
+    arguments = "y, x, batch" if with_batch else "y, x"
+    try:
+        inspect.signature(loss).bind(*arguments.split(", "))
+    except TypeError as error:
+        given = f"{name}_data is given" if with_batch else f"there is no {name}_data"
+        raise TypeError(
+            f"{name}_loss is not callable as {name}_loss({arguments}), and {given}: {error}"
+        ) from None
+    except ValueError:
+        pass  # a builtin without a signature: the call itself will tell
+
+
 def _check_finite(tree: Tree, name: str) -> None:
     for leaf in pytree.tree_leaves(tree):
         if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
@@ -132,10 +154,13 @@ def _check_finite(tree: Tree, name: str) -> None:
             )
 
 
-def _check_data(data: Tree, name: str) -> None:
+def check_data(data: Tree, name: str) -> None:
+    """Raise unless `data` is None, or nested tensors ``(n, ...)`` of one length n > 0, finite."""
     if data is None:
         return
     leaves = pytree.tree_leaves(data)
+    if not leaves:
+        raise ValueError(f"{name} holds no tensor; expected tensors (n, ...), or None")
     for leaf in leaves:
         if not isinstance(leaf, Tensor) or leaf.ndim == 0:
             raise TypeError(f"{name} has a leaf without samples; expected tensors (n, ...)")

@@ -18,13 +18,14 @@ reader at the wrong moment would end the run.
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -130,7 +131,22 @@ class RunFile:
             with _open_run(self.path):
                 pass  # refuses to replace what is not a run
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(self.path, "w", locking=False) as file:
+        # Whole or not at all: a setting that cannot be stored leaves no damaged file behind.
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            self._create(part, config, environment, attachments)
+            part.replace(self.path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @staticmethod
+    def _create(
+        path: Path,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        attachments: Mapping[str, np.ndarray],
+    ) -> None:
+        with h5py.File(path, "w", locking=False) as file:
             file.attrs.update(
                 format=FORMAT,
                 schema=SCHEMA,
@@ -213,7 +229,7 @@ def environment(seed: int) -> dict[str, Any]:
     revision, dirty = _git_state()
     return {
         "seed": seed,
-        "hyperlearn": version("hyperlearn"),
+        "hyperlearn": _version(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
@@ -225,8 +241,16 @@ def environment(seed: int) -> dict[str, Any]:
     }
 
 
+def _version() -> str:
+    try:
+        return version("hyperlearn")
+    except PackageNotFoundError:  # on the path, but not installed
+        return "unknown"
+
+
+@functools.cache
 def _git_state() -> tuple[str, bool | None]:
-    """Revision of the checkout that the package runs from; "unknown" outside of one."""
+    """Revision of the checkout that the package runs from, as of first use; or "unknown"."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -282,7 +306,13 @@ def _write_settings(group: h5py.Group, settings: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             _write_settings(group.create_group(name), value)
         else:
-            group.attrs[name] = h5py.Empty("f") if value is None else value
+            try:
+                group.attrs[name] = h5py.Empty("f") if value is None else value
+            except TypeError as error:
+                raise TypeError(
+                    f"setting {name}={value!r} cannot be stored; expected a number, text, None, or "
+                    f"a list of numbers ({error})"
+                ) from error
 
 
 def _read_settings(group: h5py.Group) -> dict[str, Any]:

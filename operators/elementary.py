@@ -69,11 +69,20 @@ class Diagonal(LinearOperator):
         )
         super().__init__(space, space, structure)
         self.values = values
+        # c, for c times an Identity of which only the size was said; see `_like`.
+        self._untyped_multiple: Scalar | None = None
 
     @property
     def low_rank_plus_diagonal(self) -> bool:
         """True: the low-rank part is empty."""
         return True
+
+    def _like(self, other: LinearOperator) -> LinearOperator:
+        """``c I`` on the space of `other`, where only its size was said; else unchanged."""
+        c = self._untyped_multiple
+        if c is None or self.shape != other.shape or other.domain != other.codomain:
+            return self
+        return Identity(other.domain) * c
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.values * v
@@ -95,13 +104,16 @@ class Diagonal(LinearOperator):
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         structure = self.structure.times(sign_of(factor))
-        return Diagonal(
+        scaled = Diagonal(
             # A scalar tensor of a wider dtype would widen values that are a scalar tensor too.
             (factor * self.values).to(self.dtype),
             self.domain,
             positive_definite=structure.positive_definite,
             positive_semidefinite=structure.positive_semidefinite,
         )
+        if self._untyped_multiple is not None:
+            scaled._untyped_multiple = factor * self._untyped_multiple
+        return scaled
 
 
 class Identity(Diagonal):
@@ -112,25 +124,30 @@ class Identity(Diagonal):
     space
         Size n, or a `Space`.
     dtype, device
-        For a size; by default torch's default dtype on the CPU.
+        For a size; by default torch's default dtype on the CPU. In a sum, a multiple of an Identity
+        that was made from a size alone takes the dtype, device and space of the other term.
 
     Examples
     --------
     >>> import torch
     >>> (0.5 * Identity(2)) @ torch.tensor([3.0, 4.0])
     tensor([1.5000, 2.0000])
+    >>> (Dense(torch.eye(2, dtype=torch.float64)) + 0.1 * Identity(2)).to_dense()[0]
+    tensor([1.1000, 0.0000], dtype=torch.float64)
     """
 
     def __init__(
         self,
         space: int | Space,
         dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
+        untyped = isinstance(space, int) and dtype is None and device is None
         if isinstance(space, int):
-            space = Space.flat(space, dtype or torch.get_default_dtype(), device)
+            space = Space.flat(space, dtype or torch.get_default_dtype(), device or "cpu")
         one = torch.ones((), dtype=space.dtype, device=space.device)
         super().__init__(one, space, positive_definite=True)
+        self._untyped_multiple = 1.0 if untyped else None
 
 
 class Dense(LinearOperator):

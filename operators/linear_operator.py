@@ -160,6 +160,10 @@ class LinearOperator(ABC):
         """Transpose ``A^T``."""
         return self if self.symmetric else self._transpose()
 
+    def _like(self, other: LinearOperator) -> LinearOperator:
+        """The operator on the space of `other`, where it has none of its own."""
+        return self
+
     def _add(self, other: LinearOperator) -> LinearOperator | None:
         """``A + B`` where a class knows better than `Sum`; None otherwise."""
         return None
@@ -171,11 +175,12 @@ class LinearOperator(ABC):
     def __add__(self, other: LinearOperator) -> LinearOperator:
         if not isinstance(other, LinearOperator):
             return NotImplemented
-        _check_same(self, other, "add")
-        structured = self._add(other)
+        left, right = self._like(other), other._like(self)
+        _check_same(left, right, "add")
+        structured = left._add(right)
         if structured is None:
-            structured = other._add(self)
-        return Sum(self, other) if structured is None else structured
+            structured = right._add(left)
+        return Sum(left, right) if structured is None else structured
 
     def __mul__(self, factor: Scalar) -> LinearOperator:
         if isinstance(factor, Tensor) and factor.ndim != 0:

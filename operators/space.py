@@ -125,7 +125,10 @@ class Space:
             Another dtype or device.
         """
         if not self.holds(tree):
-            raise ValueError(f"{name} has structure {_describe(tree)}; expected {self}")
+            raise ValueError(
+                f"{name} has structure {_describe(tree)}; expected {self} (the order of a "
+                "dictionary's keys counts: it is that of the flat vector)"
+            )
         for leaf in pytree.tree_leaves(tree):
             if leaf.dtype != self.dtype or leaf.device != self.device:
                 raise TypeError(

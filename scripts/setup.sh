@@ -26,6 +26,26 @@ logged() {
     "$@" >>"$log" 2>&1
 }
 
+# Runs a command with administrator's rights if that needs no password.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        sudo -n "$@"
+    else
+        return 1
+    fi
+}
+
+# Installs Debian packages, where there is apt-get and the user may.
+apt_install() {
+    command -v apt-get >/dev/null && as_root true || return 1
+    mkdir -p $venv
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -y
+        -o DPkg::Lock::Timeout=120 -o Acquire::Retries=2)
+    logged as_root "${apt[@]}" update && logged as_root "${apt[@]}" install --no-install-recommends "$@"
+}
+
 # --- Python ---------------------------------------------------------------------------------------
 find_python() {
     local candidate
@@ -41,9 +61,14 @@ find_python() {
 if ! { recent_enough $venv/bin/python && $venv/bin/python -m pip --version >/dev/null 2>&1; }; then
     python=$(find_python) || die "Python 3.11 or newer is needed and none was found (set PYTHON=...)."
     say "making $venv with $("$python" --version)"
-    "$python" -m venv --clear $venv || die \
-        "$python could not make a virtual environment." \
-        "On Debian and Ubuntu the missing part is: apt-get install python3-venv"
+    if ! "$python" -m venv --clear $venv >/dev/null 2>&1; then
+        # Debian and Ubuntu keep what makes a virtual environment in a package of its own.
+        package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+        say "installing $package"
+        { apt_install "$package" && "$python" -m venv --clear $venv; } || die \
+            "$python could not make a virtual environment." \
+            "On Debian and Ubuntu the missing part is: apt-get install $package"
+    fi
 fi
 : >$log
 
@@ -64,17 +89,6 @@ say "installed in $((SECONDS - started)) s"
 
 # --- CHOLMOD, optional ----------------------------------------------------------------------------
 # Nothing below may fail the set-up: without CHOLMOD the library works and says what it lacks.
-
-# Runs a command with administrator's rights if that needs no password.
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
-        sudo -n "$@"
-    else
-        return 1
-    fi
-}
 
 # Whether the C compiler finds every header named.
 compiles_with() {
@@ -114,12 +128,9 @@ install_cholmod() {
         command -v apt-get >/dev/null || return 1
         as_root true || return 1
         say "installing system packages for sparse Cholesky: $missing"
-        local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -y
-            -o DPkg::Lock::Timeout=120 -o Acquire::Retries=2)
         reason="apt-get could not install: $missing"
-        logged as_root "${apt[@]}" update || return 1
         # shellcheck disable=SC2086  # a list of package names
-        logged as_root "${apt[@]}" install --no-install-recommends $missing || return 1
+        apt_install $missing || return 1
     fi
     say "building scikit-sparse"
     reason="scikit-sparse did not build"

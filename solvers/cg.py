@@ -90,7 +90,12 @@ class _PreparedCG(PreparedSolver):
             progress.iterations += 1
             progress.products += x.shape[1]
             curvature = (p * Ap).sum(0)
-            indefinite = active & ~(curvature > 0)  # NaN lands here too
+            broken = active & ~torch.isfinite(curvature)
+            if bool(broken.any()):
+                progress.status = "breakdown"
+                progress.detail = "a product with A, or its size, is not finite"
+                sound, active = sound & ~broken, active & ~broken
+            indefinite = active & (curvature <= 0)
             if bool(indefinite.any()):
                 progress.status = "indefinite"
                 progress.detail = "met <p, A p> <= 0: A is not positive definite; use DenseLU"

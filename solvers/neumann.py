@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,8 @@ class _PreparedNeumann(PreparedSolver):
         super().__init__(solver, A)
         if solver.step_size is None:
             largest = spectral_radius(A, solver.power_iterations)
+            if not math.isfinite(largest):
+                raise ValueError(f"Neumann: products with {A} are not finite; check its inputs")
             self.step_size = 0.9 / largest if largest > 0 else 1.0
         else:
             self.step_size = solver.step_size
@@ -83,6 +86,8 @@ class _PreparedNeumann(PreparedSolver):
                 progress.detail = (
                     f"the terms grow: step_size {alpha:.3g} exceeds 2 / L, "
                     "or A is not positive definite"
+                    if bool(torch.isfinite(size).all())
+                    else "a product with A is not finite"
                 )
                 break
             if progress.iterations >= limit:

@@ -2,7 +2,8 @@
 
     python -m validation.bench [--threads N] [--repeats N]
 
-Machines are noisy: quote the ratio, not the seconds.
+Machines are noisy: quote the ratio, not the seconds. The ratios are also written to
+``runs/validation/bench.h5``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import h5py
+import threadpoolctl
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +25,8 @@ import hyperlearn as hl
 from hyperlearn.batches import Minibatches
 from hyperlearn.experiments.data_cleaning import DataCleaning, cleaning_problem, load_data
 from hyperlearn.inner import projected_sgd
+
+REPORT = Path("runs/validation/bench.h5")
 
 
 def in_turn(
@@ -49,6 +55,13 @@ def report(
     for name, seconds in medians.items():
         table.add_row(name, f"{1e3 * seconds:.2f}")
     console.print(table)
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(REPORT, "a") as file:
+        group = file.require_group(title.split(",")[0])
+        group.clear()
+        group["ratios"] = ratios
+        for name, seconds in medians.items():
+            group.attrs[f"{name}, median seconds"] = seconds
     low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
     first, second = medians
     console.print(f"ratio {first} / {second}: {middle:.1f} (from {low:.1f} to {high:.1f})")
@@ -141,6 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(
         f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats\n"
     )
+    for pool in threadpoolctl.threadpool_info():
+        console.print(f"{pool['internal_api']}: {pool['num_threads']} threads")
     fisher_inverse(console, options.repeats)
     hessian_modes(console, options.repeats)
 

@@ -46,7 +46,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "neumann40": _EXACT,
     "identity": _EXACT,
     "unrolled": _EXACT,
-    "none": {"inner_step_size": [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.0]},
+    "none": {"inner_step_size": [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0]},
 }
 
 
@@ -86,16 +86,36 @@ def table_jobs(
     ]
 
 
-def run_job(job: Job) -> str:
-    """Do one job unless its file says that it is done; returns what happened in a line."""
-    torch.set_num_threads(job.threads)
-    if job.path.exists() and hl.load_run(job.path).status == "finished":
-        return f"{job.path}: there already"
+def method_of(job: Job) -> hl.Method:
+    """The method with the job's settings; Neumann's alpha follows the inner step."""
     method = dataclasses.replace(METHODS[job.method], **dict(job.overrides))
     solver = getattr(method, "solver", None)
     if isinstance(solver, hl.solvers.Neumann):
         solver = dataclasses.replace(solver, step_size=method.inner_step_size)
         method = dataclasses.replace(method, solver=solver)
+    return method
+
+
+def finished(job: Job) -> bool:
+    """Whether the job's file holds a finished run of these settings, and not of others."""
+    if not job.path.exists():
+        return False
+    run, method = hl.load_run(job.path), method_of(job)
+    return (
+        run.status == "finished"
+        and run.config["method"] == {"class": type(method).__name__, **method.settings()}
+        and run.config["task"] == dataclasses.asdict(DataCleaning(data_seed=job.seed))
+        and run.config["budget"]["seconds"] == job.seconds
+        and run.environment["threads"] == job.threads
+    )
+
+
+def run_job(job: Job) -> str:
+    """Do one job unless it is done; returns what happened in a line."""
+    torch.set_num_threads(job.threads)
+    if finished(job):
+        return f"{job.path}: there already"
+    method = method_of(job)
     try:
         run = clean(
             method,
@@ -177,8 +197,7 @@ def results_table(jobs: list[Job], console: Console) -> None:
         table.add_column(column)
     table.add_column("residual in the exact Hessian")
     for name in dict.fromkeys(job.method for job in jobs):
-        paths = [job.path for job in jobs if job.method == name and job.path.exists()]
-        runs = [run for run in map(hl.load_run, paths) if run.status == "finished"]
+        runs = [hl.load_run(job.path) for job in jobs if job.method == name and finished(job)]
         if not runs:
             continue
         cells = []

@@ -10,6 +10,7 @@ Source of the task: Franceschi et al. (2017), arXiv:1703.01785, section 5.1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,10 +46,13 @@ class DataCleaning:
     ----------
     dataset
         ``"mnist"`` or ``"fashion-mnist"``.
-    train_size, validation_size, selection_size
-        Disjoint parts of the data set's training images, drawn by `data_seed`: those with noisy
-        labels, the clean ones of the outer problem, and clean ones that no run sees, for choosing
-        settings. The data set's test images are only ever reported.
+    train_size
+        Training images, with noisy labels; drawn by `data_seed` from the data set's training part.
+    validation_size
+        Clean images of the outer problem, from the same part and disjoint.
+    selection_size
+        Clean images that no run sees, likewise, for choosing settings. The data set's test images
+        are only ever reported.
     corruption
         Share of training labels that are replaced by a uniform draw from the classes (which may
         hit the true one).
@@ -82,6 +86,10 @@ class DataCleaning:
             raise ValueError(f"corruption={self.corruption}; expected a share from 0 to 1")
         if not self.l2 >= 0:
             raise ValueError(f"l2={self.l2}; expected a number >= 0")
+        if self.radius is not None and not self.radius > 0:
+            raise ValueError(f"radius={self.radius}; expected a positive number, or None")
+        if not math.isfinite(self.initial_logit):
+            raise ValueError(f"initial_logit={self.initial_logit}; expected a finite number")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,19 @@ from torch import Tensor
 from hyperlearn.batches import Minibatches
 from hyperlearn.certificate import Estimate
 from hyperlearn.implicit import implicit_hypergradient
-from hyperlearn.inner import FlatProjection, InnerStep, Trajectory, projected_sgd
+from hyperlearn.inner import (
+    FlatProjection,
+    InnerStep,
+    Trajectory,
+    projected_sgd,
+    stationarity,
+)
 from hyperlearn.oracles import Oracles
 from hyperlearn.problem import BilevelProblem
 from operators import LinearOperator
 from solvers import LinearSolver
+
+Tree = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,8 @@ class Method(ABC):
     def __post_init__(self) -> None:
         self._require("step_size", self.step_size >= 0, "a number >= 0")
         self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
-        self._require("inner_steps", self.inner_steps >= 1, "at least 1")
+        whole = isinstance(self.inner_steps, int) and self.inner_steps >= 1
+        self._require("inner_steps", whole, "a whole number, at least 1")
         self._require("inner_step_size", self.inner_step_size > 0, "a positive number")
         self._require("inner_decay", self.inner_decay >= 0, "a number >= 0")
         for name in ("inner_batch_size", "outer_batch_size"):
@@ -120,6 +129,10 @@ class Estimator(ABC):
             project=self.project,
         )
 
+    def stationarity(self, y: Tensor, x: Tensor, batch: Tree) -> float:
+        """Of the inner problem, with its projection."""
+        return stationarity(self.oracles, y, x, batch, self.method.inner_step_size, self.project)
+
     @abstractmethod
     def estimate(self, x: Tensor, trajectory: Trajectory) -> Estimate:
         """Hypergradient at the end of a trajectory."""
@@ -154,6 +167,10 @@ class ImplicitMethod(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.solver, LinearSolver):
+            raise TypeError(
+                f"{type(self).__name__}: solver={self.solver!r}; expected a solver, e.g. CG()"
+            )
         self._require("cross", self.cross in ("end", "trajectory"), "'end' or 'trajectory'")
         self._require("cross_batches", self.cross_batches >= 1, "at least 1")
 
@@ -177,17 +194,22 @@ class ImplicitEstimator(Estimator):
             terms = [self.oracles.cross(step.y, x, step.batch)._matvec(q) for step in steps]
             return torch.stack(terms).mean(0)
 
+        inner_batch = self.inner_batches.draw(self.method.cross_batches)
+        # On a minibatch the constants say nothing of the exact hypergradient.
+        all_data = self.inner_batches.is_full and self.outer_batches.is_full
         return implicit_hypergradient(
             self.oracles,
             trajectory.y,
             x,
-            inner_batch=self.inner_batches.draw(self.method.cross_batches),
+            inner_batch=inner_batch,
             outer_batch=self.outer_batches.draw(),
             operator=operator,
             solver=self.method.solver,
             damping=damping,
             cross=along_trajectory if self.method.cross == "trajectory" else None,
             constraint_active=_active(steps),
+            stationarity=lambda: self.stationarity(trajectory.y, x, inner_batch),
+            smoothness=self.problem.smoothness if all_data else None,
         )
 
 

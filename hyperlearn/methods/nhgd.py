@@ -46,7 +46,9 @@ class NHGD(ImplicitMethod):
         ``"outer"``: start afresh with each inner solve. ``"never"``: carry the state over (set a
         window).
     batch_scale
-        Multiply rows by ``sqrt(B)``: a mean over B samples has ``E[g g^T] = F / B`` at the minimum.
+        Multiply rows by ``sqrt(B)``: a mean over B independent samples has ``E[g g^T] = F / B`` at
+        the minimum. With the full batch (``inner_batch_size=None``) nothing is drawn, the gradient
+        vanishes at the minimum, and A tends to its damping: use ``rows="sample"`` there.
     rows
         ``"batch"``: one row an inner step, the minibatch gradient (as published).
         ``"sample"``: `samples_per_step` single-sample gradients of the batch, at the cost of
@@ -55,8 +57,9 @@ class NHGD(ImplicitMethod):
         For ``rows="sample"``.
     weight_correction
         For an inner loss weighted by s_i: scale scores by ``sqrt(s_i)`` instead of ``s_i``, since
-        the Hessian is ``E[s grad l grad l^T]`` and not ``E[s^2 ...]``. Exact for ``rows="sample"``;
-        a batch row takes one more gradient and adds the mean's outer product. Needs the problem's
+        the Hessian is ``E[s grad l grad l^T]`` and not ``E[s^2 ...]``. Exact for ``rows="sample"``.
+        A batch row takes one more gradient, and adds ``B - 1`` times the outer product of the mean
+        of ``sqrt(s) grad l``, which does not vanish at the minimum. Needs the problem's
         `likelihood`. Off by default: with wrong labels the plain square down-weights just the
         outliers at which Fisher and Hessian differ.
     solver
@@ -66,10 +69,12 @@ class NHGD(ImplicitMethod):
 
     Notes
     -----
-    Source: arXiv:2602.10905, algorithm 1. Departures, each an option: damping stands outside the
-    average (the published smoothed recursion forgets ``H_0`` and its inverse then grows without
-    bound), rows carry the batch factor, scores exclude the regulariser, whose curvature is added.
-    Where a projection was active the row is the step that was really taken.
+    Source: arXiv:2602.10905, algorithm 1. Departures, by option: damping stands outside the average
+    (the published smoothed recursion forgets ``H_0`` and its inverse then grows without bound; that
+    is ``damping=0, initial=..., rho=...``), and rows carry the batch factor. Always: scores exclude
+    the problem's `regularizer`, whose curvature is added. Where a projection was active the row is
+    the step that was really taken, penalty included, one a step whatever `rows` says.
+    Under smoothing from ``initial=0`` the weights of T gradients sum to ``1 - (1-rho)^T``.
     An outer step costs T gradients, one outer gradient, one cross product, and O(T^2 d) flops.
     """
 

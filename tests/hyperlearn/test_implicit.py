@@ -724,3 +724,19 @@ class TestBadInput:
     def test_operator_and_damping(self):
         with pytest.raises(ValueError, match="add it to your operator"):
             self.call(operator=Identity(3, FLOAT64), damping=0.1)
+
+
+@pytest.mark.parametrize("name", ["inner_batch", "outer_batch"])
+@pytest.mark.parametrize("batch", [torch.zeros(0, 2), {}, torch.tensor([math.nan])])
+def test_batches_that_are_none(name, batch):
+    """An empty batch has a mean of NaN and, in cross-entropy, a gradient of exactly zero."""
+    x = torch.ones(2)
+    batches = {"inner_batch": torch.zeros(1), "outer_batch": torch.zeros(1), name: batch}
+    with pytest.raises(ValueError, match=name):
+        hl.hypergradient(
+            lambda y, x, batch: (y**2).sum(),
+            lambda y, x, batch: ((y - x) ** 2).sum(),
+            x,
+            x,
+            **batches,
+        )

@@ -216,6 +216,7 @@ class TestImplicitDifferentiation:
             problem.outer_loss,
             x0=x,
             y0=problem.y0,
+            inner_data=problem.inner_data,
             outer_data=(V[index], u[index]),
             regularizer=problem.regularizer,
         )
@@ -612,7 +613,9 @@ class TestNHGDSamples:
     def test_likelihood_and_data_are_needed(self, settings):
         with pytest.raises(ValueError, match=r"likelihood=WeightedLikelihood\("):
             start(hl.NHGD(**settings), softmax_problem(likelihood=None))
-        without_data = dataclasses.replace(softmax_problem(), inner_data=None)
+        without_data = dataclasses.replace(
+            softmax_problem(), inner_data=None, inner_loss=lambda y, x: (x**2).sum()
+        )
         with pytest.raises(ValueError, match=r"BilevelProblem\(inner_data="):
             start(hl.NHGD(**settings), without_data)
 

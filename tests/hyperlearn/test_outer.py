@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -626,3 +627,105 @@ def test_progress_goes_to_stderr_and_is_off_by_default(capsys):
     assert (silent.out, silent.err, shown.out) == ("", "", "")
     assert "100%" in shown.err
     assert "outer loss" in shown.err
+
+
+class TestMisuse:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"method": hl.NHGD}, r"method is the class NHGD; expected an instance of Method"),
+            ({"budget": 5}, "budget is 5; expected an instance of Budget"),
+            ({"problem": None}, "problem is None; expected an instance of BilevelProblem"),
+        ],
+    )
+    def test_arguments_of_the_wrong_kind(self, changes, message):
+        arguments = {
+            "problem": QUADRATIC.problem(),
+            "method": hl.IdentityHessian(),
+            "budget": hl.Budget(steps=1),
+        }
+        with pytest.raises(TypeError, match=message):
+            hl.minimize(**arguments | changes)
+
+    def test_solver_that_is_none(self):
+        with pytest.raises(TypeError, match=r"solver=.*expected a solver, e.g. CG\(\)"):
+            hl.ImplicitDifferentiation(solver=CG)
+
+    def test_steps_that_are_not_whole(self):
+        with pytest.raises(ValueError, match=r"inner_steps=2.5; expected a whole number"):
+            hl.IdentityHessian(inner_steps=2.5)
+
+
+class TestClosedOverTensors:
+    """A loss may close over tensors that require grad; no graph of theirs is carried along."""
+
+    @pytest.mark.parametrize(
+        "method", [hl.ImplicitDifferentiation(), hl.IdentityHessian(), hl.Unrolled()]
+    )
+    def test_the_run_is_the_same_and_keeps_no_graph(self, method):
+        runs = []
+        for requires_grad in (False, True):
+            shift = torch.full((2,), 0.3, dtype=FLOAT64, requires_grad=requires_grad)
+            problem = hl.BilevelProblem(
+                lambda y, x, shift=shift: ((y - x + shift) ** 2).sum(),
+                lambda y, x, shift=shift: ((y - shift) ** 2).sum() + (x**2).sum(),
+                x0=torch.ones(2, dtype=FLOAT64),
+                y0=torch.ones(2, dtype=FLOAT64),
+            )
+            runs.append(hl.minimize(problem, method, budget=hl.Budget(steps=3)))
+        assert not runs[1].x.requires_grad
+        assert not runs[1].y.requires_grad
+        assert torch.equal(runs[0].x, runs[1].x)
+
+    def test_hypergradient(self):
+        shift = torch.ones(2, dtype=FLOAT64, requires_grad=True)
+        x = torch.zeros(2, dtype=FLOAT64)
+        grad, _ = hl.hypergradient(
+            lambda y, x: ((y - shift) ** 2).sum(), lambda y, x: ((y - x) ** 2).sum(), x, x
+        )
+        assert not grad.requires_grad
+        torch.testing.assert_close(grad, torch.full((2,), -2.0, dtype=FLOAT64))
+
+
+class TestErrorBound:
+    def test_recorded_where_all_of_the_data_is_used(self):
+        """G = (y - x)^2 / 2: mu = |C| = 1 and g = (y - 1)^2 has L_b = 2."""
+        data = torch.zeros(4, dtype=FLOAT64)
+
+        def problem(smoothness: hl.Smoothness | None) -> hl.BilevelProblem:
+            return hl.BilevelProblem(
+                lambda y, x, batch: 0.5 * ((y - x + batch.mean()) ** 2).sum(),
+                lambda y, x: ((y - 1) ** 2).sum(),
+                x0=torch.zeros(1, dtype=FLOAT64),
+                y0=torch.full((1,), 3.0, dtype=FLOAT64),
+                inner_data=data,
+                smoothness=smoothness,
+            )
+
+        known = hl.Smoothness(strong_convexity=1.0, cross_norm=1.0, outer_smoothness=2.0)
+        method = hl.ImplicitDifferentiation(inner_step_size=0.01, step_size=0.0)
+        run = hl.minimize(problem(known), method, budget=hl.Budget(steps=3), every=1)
+        error = abs(float(2 * (run.y - 1)) - float(2 * (0 - 1)))  # at y, and at y* = x = 0
+        # The certificate is that of the last y; the bound is attained in one dimension.
+        assert run.certificate.error_bound == pytest.approx(error, rel=1e-12)
+        batches = dataclasses.replace(method, inner_batch_size=2)
+        for other in (
+            hl.minimize(problem(known), batches, budget=hl.Budget(steps=3)),
+            hl.minimize(problem(None), method, budget=hl.Budget(steps=3)),
+        ):
+            assert other.certificate.error_bound is None
+
+
+def test_stationarity_under_a_projection_vanishes_at_the_constrained_minimum():
+    """min (y - 3)^2 over |y| <= 1: the gradient at y = 1 is -4, the projected step is none."""
+    problem = hl.BilevelProblem(
+        lambda y, x: ((y - 3) ** 2).sum(),
+        lambda y, x: (y**2).sum() + (x**2).sum(),
+        x0=torch.ones(1, dtype=FLOAT64),
+        y0=torch.ones(1, dtype=FLOAT64),
+        project_inner=hl.Ball(1.0),
+    )
+    for method in (hl.IdentityHessian(), hl.Unrolled(), hl.FixedOuter()):
+        certificate = hl.minimize(problem, method, budget=hl.Budget(steps=1)).certificate
+        assert certificate.inner_stationarity < 1e-12
+        assert certificate.constraint_active

@@ -76,7 +76,25 @@ class TestValidation:
 
     def test_integer_data_are_welcome(self):
         labels = torch.tensor([1, 2, 3])
-        assert problem(inner_data=(torch.zeros(3, 2), labels)).inner_data[1] is labels
+        found = problem(
+            inner_loss=lambda y, x, batch: ((y - x) ** 2).sum(),
+            inner_data=(torch.zeros(3, 2), labels),
+        )
+        assert found.inner_data[1] is labels
+
+    @pytest.mark.parametrize("side", ["inner", "outer"])
+    def test_losses_take_a_batch_where_there_is_data_and_only_there(self, side):
+        with pytest.raises(
+            TypeError, match=rf"{side}_loss\(y, x, batch\), and {side}_data is given"
+        ):
+            problem(**{f"{side}_data": torch.zeros(3)})
+        with pytest.raises(TypeError, match=rf"{side}_loss\(y, x\), and there is no {side}_data"):
+            problem(**{f"{side}_loss": lambda y, x, batch: (y**2).sum()})
+        problem(**{f"{side}_loss": lambda y, x, *batch: (y**2).sum()})
+
+    def test_data_without_a_tensor(self):
+        with pytest.raises(ValueError, match="inner_data holds no tensor"):
+            problem(inner_data={})
 
 
 def nested(vector: Tensor) -> Any:

@@ -383,6 +383,13 @@ hl.minimize(
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
 class TestGitState:
+    @pytest.fixture(autouse=True)
+    def forgotten(self):
+        """The state is read once a process: it is that of the code that was imported."""
+        hyperlearn.run._git_state.cache_clear()
+        yield
+        hyperlearn.run._git_state.cache_clear()
+
     def repository(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         """A repository that tracks a copy of the module, which then thinks that it lives there."""
         for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
@@ -410,6 +417,8 @@ class TestGitState:
         assert found["git_revision"] == git("rev-parse", "HEAD")
         assert found["git_dirty"] is False
         (tmp_path / "run.py").write_text("changed = True")
+        assert environment(seed=5)["git_dirty"] is False  # imported before the change
+        hyperlearn.run._git_state.cache_clear()
         assert environment(seed=5)["git_dirty"] is True
 
     def test_untracked_inside_of_another_repository(self, tmp_path, monkeypatch):

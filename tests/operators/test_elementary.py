@@ -139,3 +139,17 @@ class TestDense:
         torch.testing.assert_close(gradient, torch.outer(u, v))
         gradient = torch.func.grad(lambda m: v @ (ops.Dense(m).T @ u))(matrix)
         torch.testing.assert_close(gradient, torch.outer(u, v))
+
+
+@pytest.mark.parametrize("build", [lambda A, i: A + 0.1 * i, lambda A, i: 0.1 * i + A])
+def test_identity_of_a_size_alone_takes_the_other_terms_space(build):
+    matrix = torch.diag(torch.arange(1.0, 4.0, dtype=torch.float64))
+    total = build(ops.Dense(matrix, positive_definite=True), ops.Identity(3))
+    assert total.dtype == torch.float64
+    assert total.positive_definite
+    # 0.1 in float64, not the float32 number nearest to it.
+    assert torch.equal(total.to_dense(), matrix + 0.1 * torch.eye(3, dtype=torch.float64))
+    with pytest.raises(TypeError, match="cannot add"):
+        build(ops.Dense(matrix), ops.Identity(3, torch.float32))  # here the dtype was said
+    with pytest.raises(ValueError, match="shapes differ"):
+        build(ops.Dense(matrix), ops.Identity(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import operators as ops
+import solvers
 from solvers import CG, ConvergenceWarning, NotConvergedError, StructureError
 
 PROPERTY = settings(max_examples=30, deadline=None, derandomize=True)
@@ -274,3 +276,13 @@ def test_float32_reaches_the_accuracy_of_float32():
     expected = torch.linalg.solve(matrix, b.double())
     assert torch.linalg.vector_norm(x - expected) <= 1e-5 * torch.linalg.vector_norm(expected)
     assert info.converged
+
+
+@pytest.mark.parametrize("solver", [CG(), solvers.Neumann(step_size=0.1)])
+def test_products_that_are_not_finite_are_not_called_indefinite(solver):
+    A = ops.Dense(torch.full((2, 2), math.nan, dtype=torch.float64), symmetric=True)
+    with pytest.warns(solvers.ConvergenceWarning, match="not finite"):
+        info = solver.prepare(A).solve(torch.ones(2, dtype=torch.float64)).info
+    assert not info.converged
+    with pytest.raises(ValueError, match="not finite"):
+        solvers.Neumann().prepare(A)
