@@ -158,7 +158,7 @@ def implicit_hypergradient(
     _check_finite(b, "d_y outer_loss")
     _check_finite(direct, "d_x outer_loss")
     q, info = solver.prepare(operator).solve(b)
-    implicit = oracles.cross(y, x, inner_batch)._matvec(q) if cross is None else cross(q)
+    implicit = oracles.cross(y, x, inner_batch) @ q if cross is None else cross(q)
     gradient = direct - implicit
     _check_finite(gradient, "the hypergradient")
 
@@ -171,7 +171,7 @@ def implicit_hypergradient(
         if exact:
             hessian_residual = info.residual
         else:
-            residual = b - oracles.hessian(y, x, inner_batch)._matvec(q)
+            residual = b - oracles.hessian(y, x, inner_batch) @ q
             hessian_residual = float(residual.norm()) / (float(b.norm()) or 1.0)
         bound = None
         if smoothness is not None and not constraint_active:

@@ -102,7 +102,7 @@ class Oracles:
 
     def score(self, y: Tensor, x: Tensor, batch: Tree, loss: Loss | None = None) -> Tensor:
         """``d_y inner_loss``, without the regulariser; one gradient."""
-        self._add("gradients", batch)
+        self.charge("gradients", batch)
         loss = loss or self.inner_loss
         return torch.func.grad(lambda v: self._evaluate(loss, "inner_loss", v, x, batch))(y)
 
@@ -112,7 +112,7 @@ class Oracles:
 
     def outer_gradients(self, y: Tensor, x: Tensor, batch: Tree) -> tuple[Tensor, Tensor]:
         """``(d_y g, d_x g)``; one gradient."""
-        self._add("gradients", batch)
+        self.charge("gradients", batch)
         return torch.func.grad(lambda v, u: self.outer(v, u, batch), argnums=(0, 1))(y, x)
 
     def hessian(self, y: Tensor, x: Tensor, batch: Tree, damping: float = 0.0) -> LinearOperator:
@@ -133,13 +133,14 @@ class Oracles:
         self, step: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor, u: Tensor, batch: Tree
     ) -> tuple[Tensor, Tensor]:
         """``((d_y S)^T u, (d_x S)^T u)`` of one inner step S: a Hessian and a cross product."""
-        self._add("hessian_products", batch)
-        self._add("cross_products", batch)
+        self.charge("hessian_products", batch)
+        self.charge("cross_products", batch)
         pullback = torch.func.vjp(step, y, x)[1]
         through_y, through_x = pullback(u)
         return through_y, through_x
 
-    def _add(self, kind: str, batch: Tree, calls: int = 1) -> None:
+    def charge(self, kind: str, batch: Tree, calls: int = 1) -> None:
+        """Count calls of a kind (a field of `OracleCount`) on a batch."""
         if not self._counting:
             return
         setattr(self.count, kind, getattr(self.count, kind) + calls)
@@ -154,12 +155,12 @@ class _Counted(LinearOperator):
         self.operator, self.oracles, self.kind, self.batch = operator, oracles, kind, batch
 
     def _matvec(self, v: Tensor) -> Tensor:
-        self.oracles._add(self.kind, self.batch)
-        return self.operator._matvec(v)
+        self.oracles.charge(self.kind, self.batch)
+        return self.operator @ v
 
     def _matmat(self, block: Tensor) -> Tensor:
-        self.oracles._add(self.kind, self.batch, calls=block.shape[1])
-        return self.operator._matmat(block)
+        self.oracles.charge(self.kind, self.batch, calls=block.shape[1])
+        return self.operator @ block
 
     def _transpose(self) -> LinearOperator:
         return _Counted(self.operator.T, self.oracles, self.kind, self.batch)

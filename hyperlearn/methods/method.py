@@ -180,9 +180,9 @@ class ImplicitEstimator(Estimator):
 
     method: ImplicitMethod
 
+    @abstractmethod
     def operator(self, trajectory: Trajectory) -> tuple[LinearOperator | None, float]:
         """What stands for the Hessian, and its damping; None for the exact one plus damping."""
-        raise NotImplementedError
 
     def estimate(self, x: Tensor, trajectory: Trajectory) -> Estimate:
         """Solve the adjoint system and apply the cross derivative."""
@@ -191,7 +191,7 @@ class ImplicitEstimator(Estimator):
 
         def along_trajectory(q: Tensor) -> Tensor:
             # Each y_s is a point here, not a function of x; otherwise this would be unrolling.
-            terms = [self.oracles.cross(step.y, x, step.batch)._matvec(q) for step in steps]
+            terms = [self.oracles.cross(step.y, x, step.batch) @ q for step in steps]
             return torch.stack(terms).mean(0)
 
         inner_batch = self.inner_batches.draw(self.method.cross_batches)

@@ -193,6 +193,6 @@ class _FisherEstimator(ImplicitEstimator):
             alone = pytree.tree_map(lambda leaf: leaf[None], sample)  # a batch of one
             return likelihood.sample_loss(oracles.y_space.unravel(y), alone).sum()
 
-        oracles._add("gradients", batch)
+        oracles.charge("gradients", batch)
         scores = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(step.y, batch)
         return list(weight[:, None] ** power * scores)
