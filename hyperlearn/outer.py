@@ -25,6 +25,7 @@ from hyperlearn.problem import BilevelProblem
 from hyperlearn.run import Run, RunFile, environment
 from solvers import (
     ConvergenceWarning,
+    Info,
     LinearSolver,
     NotPositiveDefiniteError,
     SingularError,
@@ -206,6 +207,7 @@ def minimize(
     velocity = torch.zeros_like(x)
     estimate: Estimate | None = None
     step, missed = 0, 0
+    worst: tuple[int, Info] | None = None  # of the adjoint solves that failed: step, how
     rows: list[dict[str, float]] = []
     certificates: list[Certificate] = []
 
@@ -273,7 +275,10 @@ def minimize(
                         following_x = x_space.ravel(projected, "project_outer(x)")
                     _check_finite(following_x, "x")
                     x, y, step = following_x, following_y, step + 1
-                missed += _missed(estimate, method)
+                if (failure := _failure(estimate, method)) is not None:
+                    missed += 1
+                    if worst is None or not failure.residual <= worst[1].residual:
+                        worst = (step, failure)
                 if step % every == 0:
                     stop = take_record()
             bar.update(100 - bar.n)
@@ -293,11 +298,11 @@ def minimize(
             finish("failed", f"{type(error).__name__}: {error}")
             raise
     message = f"{step} outer steps in {clock.seconds:.1f} s of training"
-    if missed:
-        worst = max(certificate.adjoint_residual for certificate in certificates)
+    if worst is not None:
+        number, info = worst
         text = (
-            f"the adjoint solve missed its tolerance in {missed} of {step} steps (worst recorded "
-            f"relative residual {worst:.3g}): inexact hypergradients, see run.certificates"
+            f"the adjoint solve missed its tolerance in {missed} of {step} steps, whose "
+            f"hypergradients are inexact; worst in step {number}: {info.reason}"
         )
         message += f"; {text}"
         warnings.warn(text, ConvergenceWarning, stacklevel=2)
@@ -359,13 +364,14 @@ def _columns(certificates: Sequence[Certificate]) -> dict[str, np.ndarray]:
     }
 
 
-def _missed(estimate: Estimate, method: Method) -> bool:
-    """Whether the adjoint solve failed, as opposed to being cut off where it was told to."""
+def _failure(estimate: Estimate, method: Method) -> Info | None:
+    """How the adjoint solve failed, as opposed to being cut off where it was told to; or None."""
     info = estimate.info
     if info is None or info.converged:
-        return False
+        return None
     solver = getattr(method, "solver", None)
-    return not (info.status == "maxiter" and isinstance(solver, LinearSolver) and solver.truncated)
+    told = info.status == "maxiter" and isinstance(solver, LinearSolver) and solver.truncated
+    return None if told else info
 
 
 def _check_finite(vector: Tensor, name: str) -> None:
