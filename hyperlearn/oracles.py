@@ -45,8 +45,9 @@ def batch_length(batch: Tree) -> int:
 class Oracles:
     """Derivatives of ``G(y, x) = inner_loss + regularizer`` and ``g(y, x) = outer_loss``.
 
-    Works on flat vectors; the spaces carry the nesting. Nothing here keeps a graph: every result
-    is a plain tensor.
+    Works on flat vectors; the spaces carry the nesting. Results are plain tensors unless a loss
+    closes over a tensor that requires grad: run such a loss under `torch.no_grad`, as
+    `hypergradient` and `minimize` do, or its graph is kept.
 
     Parameters
     ----------

@@ -31,11 +31,16 @@ class EmpiricalFisher(LowRankPlusDiagonal):
     gradients
         Rows ``g_t``, of shape ``(T, d)``.
     damping
-        ``l >= 0``.
+        ``l >= 0``, one number.
     weights
         ``w_t``, of shape ``(T,)``; by default ``1 / T``.
     space
         Space of the parameters; by default plain vectors ``(d,)``.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit, or damping is negative or not one number.
 
     Examples
     --------
@@ -58,6 +63,8 @@ class EmpiricalFisher(LowRankPlusDiagonal):
             count = gradients.shape[0]
             weights = gradients.new_full((count,), 1.0 / max(count, 1))
         super().__init__(gradients, damping, weights, space=space)
+        if self.diagonal_values.ndim != 0 or not bool(self.diagonal_values >= 0):
+            raise ValueError(f"damping={damping}; expected one number >= 0")
 
     @classmethod
     def from_samples(

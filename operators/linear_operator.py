@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from operators.space import Space, Tree
+from operators.space import Space
 from operators.structure import Structure
 
 Scalar = float | int | Tensor
@@ -148,10 +148,6 @@ class LinearOperator(ABC):
             self._check_tensor(other)
             return self._matvec(other) if other.ndim == 1 else self._matmat(other)
         return self.codomain.unravel(self._matvec(self.domain.ravel(other, "the argument")))
-
-    def apply(self, tree: Tree) -> Tree:
-        """``A v`` for a nested structure of `domain`, as a nested structure of `codomain`."""
-        return self.codomain.unravel(self._matvec(self.domain.ravel(tree, "the argument")))
 
     # --- algebra ------------------------------------------------------------------------------
 

@@ -71,16 +71,3 @@ class Structure:
     def transpose(self) -> Structure:
         """Structure of A^T: every fact here is invariant."""
         return self
-
-    def facts(self) -> list[str]:
-        """Names of the strongest facts, for messages."""
-        names = []
-        if self.positive_definite:
-            names.append("positive definite")
-        elif self.positive_semidefinite:
-            names.append("positive semidefinite")
-        elif self.symmetric and not self.diagonal:
-            names.append("symmetric")
-        if self.diagonal:
-            names.append("diagonal")
-        return names

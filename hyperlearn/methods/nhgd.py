@@ -132,10 +132,9 @@ class _FisherEstimator(ImplicitEstimator):
     ) -> None:
         super().__init__(method, problem, oracles, generator)
         self.generator = generator
-        self.damping = method.damping + oracles.regularizer.curvature
         self.stream = FisherStream(
             problem.y_space,
-            damping=self.damping,
+            damping=method.damping + oracles.regularizer.curvature,
             initial=method.initial,
             rho=method.rho,
             window=method.window,

@@ -366,3 +366,9 @@ class TestEmpiricalFisher:
         assert ranks[0] == 6.0
         assert ranks == sorted(ranks, reverse=True)
         assert ranks[-1] < 0.1
+
+
+@pytest.mark.parametrize("damping", [-0.1, math.nan, torch.ones(2)])
+def test_damping_is_one_number_from_zero_on(damping):
+    with pytest.raises(ValueError, match=r"damping=.*expected one number >= 0"):
+        EmpiricalFisher(torch.ones(3, 2), damping)

@@ -236,15 +236,12 @@ class TestAgainstTheMatrix:
     def test_nested_argument_is_the_flat_one_unravelled(self, name, dtype):
         operator, matrix = build(name, dtype)
         v = numbers(matrix.shape[1], dtype=dtype, seed=12)
-        applied = operator.apply(operator.domain.unravel(v))
-        assert operator.codomain.holds(applied)
-        assert_equal(operator.codomain.ravel(applied), matrix @ v)
-        if (
-            not operator.domain.is_flat
-        ):  # a plain vector gives a plain vector, whatever the codomain
+        if not operator.domain.is_flat:
             result = operator @ operator.domain.unravel(v)
             assert operator.codomain.holds(result)
-            assert torch.equal(operator.codomain.ravel(result), operator.codomain.ravel(applied))
+            assert_equal(operator.codomain.ravel(result), matrix @ v)
+        # A plain vector gives a plain vector, whatever the codomain.
+        assert (operator @ v).shape == matrix.shape[:1]
 
     def test_under_vmap(self, name, dtype):
         operator, matrix = build(name, dtype)
