@@ -233,7 +233,18 @@ def minimize(
         wishes = [callback(row) for callback in callbacks]
         return any(wish is True for wish in wishes)
 
+    def failures() -> str:
+        """What is to be told of adjoint solves that failed; empty if none did."""
+        if worst is None:
+            return ""
+        number, info = worst
+        return (
+            f"the adjoint solve missed its tolerance in {missed} of {step} steps, whose "
+            f"hypergradients are inexact; worst in step {number}: {info.reason}"
+        )
+
     def finish(status: str, message: str) -> Run:
+        message = "; ".join(filter(None, [message, failures()]))
         run.status, run.message = status, message
         names = list(rows[0]) if rows else []
         run.history = {name: np.array([row[name] for row in rows]) for name in names}
@@ -293,20 +304,13 @@ def minimize(
                 "damping"
             )
             finish("diverged", text)
-            raise DivergedError(text, run) from error
+            raise DivergedError(run.message, run) from error
         except BaseException as error:
             finish("failed", f"{type(error).__name__}: {error}")
             raise
-    message = f"{step} outer steps in {clock.seconds:.1f} s of training"
-    if worst is not None:
-        number, info = worst
-        text = (
-            f"the adjoint solve missed its tolerance in {missed} of {step} steps, whose "
-            f"hypergradients are inexact; worst in step {number}: {info.reason}"
-        )
-        message += f"; {text}"
-        warnings.warn(text, ConvergenceWarning, stacklevel=2)
-    return finish("finished", message)
+    if failures():
+        warnings.warn(failures(), ConvergenceWarning, stacklevel=2)
+    return finish("finished", f"{step} outer steps in {clock.seconds:.1f} s of training")
 
 
 # tqdm puts a comma before the postfix.

@@ -729,3 +729,27 @@ def test_stationarity_under_a_projection_vanishes_at_the_constrained_minimum():
         certificate = hl.minimize(problem, method, budget=hl.Budget(steps=1)).certificate
         assert certificate.inner_stationarity < 1e-12
         assert certificate.constraint_active
+
+
+def test_failed_adjoint_solves_are_told_however_the_run_ends(tmp_path):
+    """Also where Ctrl-C, and not the budget, ended it."""
+
+    def interrupt(row: Any) -> None:
+        if row["step"] == 2:
+            raise KeyboardInterrupt
+
+    method = hl.ImplicitDifferentiation(solver=CG(maxiter=1, rtol=1e-14), inner_step_size=0.01)
+    path = tmp_path / "run.h5"
+    run = hl.minimize(
+        QUADRATIC.problem(),
+        method,
+        budget=hl.Budget(steps=9),
+        every=1,
+        callbacks=[interrupt],
+        record=path,
+    )
+    assert run.status == "interrupted"
+    for message in (run.message, hl.load_run(path).message):
+        assert "Ctrl-C after 2 outer steps" in message
+        assert "missed its tolerance in 2 of 2 steps" in message
+        assert "worst in step" in message
