@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from operator import index
+
 import torch
 from torch import Tensor
 
+from operators.cost import Cost
 from operators.linear_operator import LinearOperator, Scalar, sign_of
+from operators.probe import FalseClaimError
 from operators.space import Space
 from operators.structure import Structure
+from operators.tracing import readable
 
 
 class Diagonal(LinearOperator):
@@ -38,6 +43,8 @@ class Diagonal(LinearOperator):
     tensor([3., 8.])
     """
 
+    _parameters = ("values",)
+
     def __init__(
         self,
         values: Tensor,
@@ -59,17 +66,24 @@ class Diagonal(LinearOperator):
             )
         if values.dtype != space.dtype:
             raise TypeError(f"values has dtype {values.dtype}, but the space has {space.dtype}")
-        if positive_definite is None:
-            positive_definite = bool((values > 0).all())
-            positive_semidefinite = bool((values >= 0).all())
         structure = Structure(
             diagonal=True,
-            positive_definite=positive_definite,
+            positive_definite=bool(positive_definite),
             positive_semidefinite=positive_semidefinite,
         )
+        claims: tuple[str, ...] = ("positive_definite",) if positive_definite else ()
+        if positive_definite is None and readable(values):
+            structure = Structure(
+                diagonal=True,
+                positive_definite=bool((values > 0).all()),
+                positive_semidefinite=bool((values >= 0).all()),
+            )
+        elif positive_semidefinite:
+            claims += ("positive_semidefinite",)
         super().__init__(space, space, structure)
+        self._claims = claims
         self.values = values
-        # c, for c times an Identity of which only the size was said; see `_like`.
+        # c, for c times an Identity of which only the size was said; see `_on`.
         self._untyped_multiple: Scalar | None = None
 
     @property
@@ -77,12 +91,22 @@ class Diagonal(LinearOperator):
         """True: the low-rank part is empty."""
         return True
 
-    def _like(self, other: LinearOperator) -> LinearOperator:
-        """``c I`` on the space of `other`, where only its size was said; else unchanged."""
+    @property
+    def sparse(self) -> bool:
+        """True."""
+        return True
+
+    def _cost(self) -> Cost:
+        return Cost(flops=self.shape[0])
+
+    def _exact_diagonal(self) -> Tensor:
+        return self.values.expand(self.shape[0])
+
+    def _on(self, space: Space) -> LinearOperator:
         c = self._untyped_multiple
-        if c is None or self.shape != other.shape or other.domain != other.codomain:
+        if c is None or self.shape[0] != space.size:
             return self
-        return Identity(other.domain) * c
+        return Identity(space) * c
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.values * v
@@ -90,30 +114,40 @@ class Diagonal(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return (self.values if self.values.ndim == 0 else self.values[:, None]) * block
 
+    def _derived(self, values: Tensor, space: Space, structure: Structure) -> Diagonal:
+        """Diagonal whose facts follow from those of others: neither looked up nor claimed."""
+        derived = object.__new__(Diagonal)
+        LinearOperator.__init__(derived, space, space, structure)
+        derived.values, derived._untyped_multiple = values, None
+        return derived
+
     def _add(self, other: LinearOperator) -> LinearOperator | None:
         if not isinstance(other, Diagonal):
             return None
-        structure = self.structure.plus(other.structure)
         space = other.domain if self.domain.is_flat else self.domain
-        return Diagonal(
-            self.values + other.values,
-            space,
-            positive_definite=structure.positive_definite,
-            positive_semidefinite=structure.positive_semidefinite,
-        )
+        structure = self.structure.plus(other.structure)
+        return self._derived(self.values + other.values, space, structure)
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         structure = self.structure.times(sign_of(factor))
-        scaled = Diagonal(
-            # A scalar tensor of a wider dtype would widen values that are a scalar tensor too.
-            (factor * self.values).to(self.dtype),
-            self.domain,
-            positive_definite=structure.positive_definite,
-            positive_semidefinite=structure.positive_semidefinite,
-        )
+        # A scalar tensor of a wider dtype would widen values that are a scalar tensor too.
+        scaled = self._derived((factor * self.values).to(self.dtype), self.domain, structure)
         if self._untyped_multiple is not None:
             scaled._untyped_multiple = factor * self._untyped_multiple
         return scaled
+
+    def _compose(self, other: LinearOperator) -> LinearOperator | None:
+        if isinstance(other, Diagonal):
+            space = other.domain if self.domain.is_flat else self.domain
+            structure = self.structure.compose(other.structure)
+            return self._derived(self.values * other.values, space, structure)
+        return self._rcompose(other)
+
+    def _rcompose(self, other: LinearOperator) -> LinearOperator | None:
+        # A multiple of I on one and the same space is but a factor.
+        if isinstance(self, Identity) and (self.domain.is_flat or not other.domain.is_flat):
+            return other
+        return None
 
 
 class Identity(Diagonal):
@@ -124,8 +158,14 @@ class Identity(Diagonal):
     space
         Size n, or a `Space`.
     dtype, device
-        For a size; by default torch's default dtype on the CPU. In a sum, a multiple of an Identity
-        that was made from a size alone takes the dtype, device and space of the other term.
+        For a size; by default torch's default dtype on the CPU. In a sum or a product, a multiple of
+        an Identity that was made from a size alone takes the dtype, device and space of the other
+        operand.
+
+    Raises
+    ------
+    TypeError
+        `space` is neither an integer nor a `Space`.
 
     Examples
     --------
@@ -142,11 +182,18 @@ class Identity(Diagonal):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        untyped = isinstance(space, int) and dtype is None and device is None
-        if isinstance(space, int):
-            space = Space.flat(space, dtype or torch.get_default_dtype(), device or "cpu")
-        one = torch.ones((), dtype=space.dtype, device=space.device)
-        super().__init__(one, space, positive_definite=True)
+        untyped = not isinstance(space, Space) and dtype is None and device is None
+        if not isinstance(space, Space):
+            try:
+                size = index(space)
+            except TypeError:
+                raise TypeError(
+                    f"space is a {type(space).__name__}; expected a size or a Space"
+                ) from None
+            space = Space.flat(size, dtype or torch.get_default_dtype(), device or "cpu")
+        structure = Structure(diagonal=True, positive_definite=True)
+        LinearOperator.__init__(self, space, space, structure)
+        self.values = torch.ones((), dtype=space.dtype, device=space.device)
         self._untyped_multiple = 1.0 if untyped else None
 
 
@@ -157,14 +204,18 @@ class Dense(LinearOperator):
     ----------
     matrix
         Tensor of shape ``(m, n)``.
-    symmetric, positive_definite
-        Claims about it. ``symmetric`` is checked here (an exact comparison up to rounding, one
-        pass); ``positive_definite`` is taken as promised and found out by a Cholesky factorisation.
+    symmetric, positive_definite, positive_semidefinite, lower_triangular, upper_triangular
+        Claims about it. What they say of single entries is compared here, up to rounding, in one
+        pass; definiteness is probed at the first use (`check_claims`).
 
     Raises
     ------
     ValueError
-        Not a matrix, or claimed symmetric and not so.
+        Not a matrix.
+    TypeError
+        Not a dense floating tensor.
+    FalseClaimError
+        A claim is false.
 
     Examples
     --------
@@ -174,24 +225,62 @@ class Dense(LinearOperator):
     tensor([0., 1.])
     """
 
+    _parameters = ("matrix",)
+
     def __init__(
-        self, matrix: Tensor, *, symmetric: bool = False, positive_definite: bool = False
+        self,
+        matrix: Tensor,
+        *,
+        symmetric: bool = False,
+        positive_definite: bool = False,
+        positive_semidefinite: bool = False,
+        lower_triangular: bool = False,
+        upper_triangular: bool = False,
     ) -> None:
+        if not isinstance(matrix, Tensor):
+            raise TypeError(f"matrix is a {type(matrix).__name__}; expected a tensor (m, n)")
         if matrix.ndim != 2:
             raise ValueError(f"matrix has shape {tuple(matrix.shape)}; expected (m, n)")
-        structure = Structure(symmetric=symmetric, positive_definite=positive_definite)
+        if matrix.layout != torch.strided:
+            raise TypeError(f"matrix is {matrix.layout}; a sparse matrix goes into Sparse")
+        claims = {
+            "symmetric": symmetric,
+            "positive_definite": positive_definite,
+            "positive_semidefinite": positive_semidefinite,
+            "lower_triangular": lower_triangular,
+            "upper_triangular": upper_triangular,
+        }
         m, n = matrix.shape
         dtype, device = matrix.dtype, matrix.device
-        super().__init__(Space.flat(n, dtype, device), Space.flat(m, dtype, device), structure)
-        if self.symmetric:
-            asymmetry = (matrix - matrix.T).abs().max() if matrix.numel() else matrix.new_zeros(())
-            scale = matrix.abs().max() if matrix.numel() else matrix.new_ones(())
-            if asymmetry > 100 * torch.finfo(dtype).eps * scale:
-                raise ValueError(
-                    f"matrix is claimed symmetric, but max |A - A^T| = {float(asymmetry):.3g} "
-                    f"with max |A| = {float(scale):.3g}; drop the claim or symmetrise it"
-                )
+        domain, codomain = Space.flat(n, dtype, device), Space.flat(m, dtype, device)
+        super().__init__(domain, codomain, Structure(**claims))
         self.matrix = matrix
+        if readable(matrix):
+            self._compare_triangles()
+            claims = {c: made for c, made in claims.items() if c.startswith("positive")}
+        self._claims = tuple(claim for claim, made in claims.items() if made)
+
+    def _compare_triangles(self) -> None:
+        """What a claim says of single entries is looked up, in one pass."""
+        A = self.matrix.detach()
+        if not A.numel():
+            return
+        entrywise = (
+            ("symmetric", self.symmetric, lambda: A - A.T, "|A - A^T|"),
+            ("lower_triangular", self.lower_triangular, lambda: A.triu(1), "|A_ij| for i < j"),
+            ("upper_triangular", self.upper_triangular, lambda: A.tril(-1), "|A_ij| for i > j"),
+        )
+        for claim, made, excess, what in entrywise:
+            if not made:
+                continue
+            largest, scale = excess().abs().max(), A.abs().max()
+            # NaN passes: a solver that meets it says what it is.
+            if bool(largest > 100 * torch.finfo(A.dtype).eps * scale):
+                raise FalseClaimError(
+                    f"matrix is claimed {claim.replace('_', ' ')}, but max {what} = "
+                    f"{float(largest):.3g} with max |A| = {float(scale):.3g}; "
+                    "drop the claim or repair the matrix"
+                )
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.matrix @ v
@@ -203,8 +292,29 @@ class Dense(LinearOperator):
         return self.matrix.T @ v
 
     def _transpose(self) -> LinearOperator:
-        return Dense(self.matrix.T)
+        return self._derived(self.matrix.T, self.structure.transpose())
+
+    def _derived(self, matrix: Tensor, structure: Structure) -> Dense:
+        """Matrix whose facts follow from those of others: neither looked up nor claimed."""
+        derived = object.__new__(Dense)
+        m, n = matrix.shape
+        domain, codomain = (Space.flat(k, matrix.dtype, matrix.device) for k in (n, m))
+        LinearOperator.__init__(derived, domain, codomain, structure)
+        derived.matrix = matrix
+        return derived
+
+    def _cost(self) -> Cost:
+        return Cost(flops=2 * self.shape[0] * self.shape[1])
+
+    def _exact_diagonal(self) -> Tensor | None:
+        return self.matrix.diagonal() if self.shape[0] == self.shape[1] else None
+
+    def _exact_logdet(self) -> Tensor | None:
+        if self.shape[0] != self.shape[1]:
+            return None
+        return torch.linalg.slogdet(self.matrix).logabsdet
 
     def to_dense(self) -> Tensor:
         """The matrix itself; no copy."""
+        self.check_claims()
         return self.matrix

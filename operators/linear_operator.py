@@ -1,13 +1,19 @@
-"""`LinearOperator`: a matrix known by what it does, and the algebra of such matrices."""
+"""`LinearOperator`: a matrix known by what it does."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from operators.cost import Cost
+from operators.probe import refute
 from operators.space import Space
 from operators.structure import Structure
 
@@ -22,8 +28,12 @@ class LinearOperator(ABC):
     Operators combine by ``A + B``, ``A - B``, ``c * A``, ``A @ B``, ``A.T``; facts about structure
     (`structure`) follow the rules of `operators.structure`.
 
+    An operator is a pytree: its tensors (`tensors`) are what torch.func differentiates and maps, as
+    in ``torch.func.vmap(lambda A, v: A @ v)(A, V)``.
+
     A subclass implements `_matvec`, and unless it is symmetric `_rmatvec` or `_transpose`; it may
-    override `_matmat` where a block is cheaper than its columns.
+    override `_matmat` where a block is cheaper than its columns. It names in `_parameters` the
+    attributes that hold its tensors and operands.
 
     Parameters
     ----------
@@ -40,8 +50,25 @@ class LinearOperator(ABC):
     tensor([4., 5.])
     """
 
-    # numpy must not try to broadcast over an operator in `array @ operator`.
-    __array_priority__ = 1000
+    # numpy must not try to broadcast over an operator in `array @ operator` or `scalar * operator`.
+    __array_ufunc__ = None
+
+    # Attributes that hold tensors, nested structures of tensors, or operators. The rest is fixed.
+    _parameters: ClassVar[tuple[str, ...]] = ()
+    # Caches, with a default on the class; a copy with other tensors starts without them.
+    _transient: ClassVar[tuple[str, ...]] = ()
+
+    # Facts that the user promised, found true or false at the first use (see `probe`).
+    _claims: tuple[str, ...] = ()
+    _probed = False
+    # The operator that this one was made from by `T`: ``A.T @ A`` is known by it.
+    _source: LinearOperator | None = None
+    # What the pytree that it was put together from said of all but the tensors.
+    _fixed: _Fixed | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        pytree.register_pytree_node(cls, _flatten, partial(_unflatten, cls))
 
     def __init__(self, domain: Space, codomain: Space, structure: Structure | None = None) -> None:
         if domain.dtype != codomain.dtype or domain.device != codomain.device:
@@ -54,9 +81,9 @@ class LinearOperator(ABC):
                 f"{type(self).__name__} of dtype {domain.dtype}; expected a floating dtype"
             )
         structure = structure or Structure()
-        if structure.symmetric and domain.size != codomain.size:
+        if structure != Structure() and domain.size != codomain.size:
             raise ValueError(
-                f"structure claims symmetric, but the shape is ({codomain.size}, {domain.size})"
+                f"structure claims {structure}, but the shape is ({codomain.size}, {domain.size})"
             )
         self.domain = domain
         self.codomain = codomain
@@ -100,9 +127,63 @@ class LinearOperator(ABC):
         return self.structure.diagonal
 
     @property
+    def lower_triangular(self) -> bool:
+        """Whether ``A_ij = 0`` for i < j is known."""
+        return self.structure.lower_triangular
+
+    @property
+    def upper_triangular(self) -> bool:
+        """Whether ``A_ij = 0`` for i > j is known."""
+        return self.structure.upper_triangular
+
+    @property
     def low_rank_plus_diagonal(self) -> bool:
         """Whether ``A`` is held as a diagonal plus few outer products."""
         return False
+
+    @property
+    def sparse(self) -> bool:
+        """Whether ``A`` is held by its nonzeros."""
+        return False
+
+    @property
+    def kronecker(self) -> bool:
+        """Whether ``A`` is held as a Kronecker product."""
+        return False
+
+    @property
+    def block_diagonal(self) -> bool:
+        """Whether ``A`` is held as diagonal blocks."""
+        return False
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The floating tensors that make ``A``: what it is differentiable with respect to."""
+        return tuple(pytree.tree_leaves(self))
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> LinearOperator:
+        """The same operator of other tensors, in the order of `tensors`; facts are kept."""
+        leaves, treespec = pytree.tree_flatten(self)
+        if len(tensors) != len(leaves):
+            raise ValueError(f"{len(tensors)} tensors for {self!r}, which has {len(leaves)}")
+        copy: LinearOperator = pytree.tree_unflatten(list(tensors), treespec)
+        return copy
+
+    @property
+    def operands(self) -> tuple[LinearOperator, ...]:
+        """The operators that this one is made of."""
+        held = (getattr(self, name, None) for name in self._parameters)
+        return tuple(
+            part
+            for value in held
+            for part in (value if isinstance(value, (list, tuple)) else (value,))
+            if isinstance(part, LinearOperator)
+        )
+
+    @property
+    def cost(self) -> Cost:
+        """What one product ``A v`` costs."""
+        return self._cost()
 
     # --- what it does -------------------------------------------------------------------------
 
@@ -119,45 +200,102 @@ class LinearOperator(ABC):
 
     def _rmatvec(self, v: Tensor) -> Tensor:
         """``A^T v`` for a checked vector ``(m,)``."""
-        raise TypeError(f"{self} does not define its transposed product")
+        raise TypeError(f"{self!r} does not define its transposed product")
 
     def _transpose(self) -> LinearOperator:
         """``A^T`` of an operator that is not symmetric."""
-        return Transpose(self)
+        return algebra.Transpose(self)
+
+    def _cost(self) -> Cost:
+        """Cost of one `_matvec`; by default that of one product with each operand."""
+        return sum((operand.cost for operand in self.operands), Cost())
+
+    def _exact_diagonal(self) -> Tensor | None:
+        """Diagonal ``(n,)`` where it costs about a product; None otherwise."""
+        return None
+
+    def _exact_trace(self) -> Tensor | None:
+        """Trace where it costs about a product; None otherwise."""
+        diagonal = self._exact_diagonal()
+        return None if diagonal is None else diagonal.sum()
+
+    def _exact_logdet(self) -> Tensor | None:
+        """``log |det A|`` where structure gives it; None otherwise."""
+        if self.lower_triangular or self.upper_triangular:
+            diagonal = self._exact_diagonal()
+            return None if diagonal is None else diagonal.abs().log().sum()
+        return None
+
+    def check_claims(self) -> bool:
+        """Try the promised facts of this operator and its operands; runs by itself at first use.
+
+        A random Krylov space (two products for symmetry, eight for definiteness) refutes a claim
+        or lets it stand; passing is no proof. Under ``torch.func.vmap`` values cannot be read,
+        and the claims wait.
+
+        Returns
+        -------
+        bool
+            Whether all of them have been tried.
+
+        Raises
+        ------
+        FalseClaimError
+            A claim is false; the message names the operator and the claim.
+        """
+        if not self._probed:
+            tried = all([operand.check_claims() for operand in self.operands])
+            if self._claims:
+                tried = refute(self, self._claims) and tried
+            self._probed = tried
+        return self._probed
 
     def to_dense(self) -> Tensor:
         """Matrix ``(m, n)``. Costs n products and m n numbers."""
+        self.check_claims()
         eye = torch.eye(self.shape[1], dtype=self.dtype, device=self.device)
         return self._matmat(eye)
 
     def _check_tensor(self, v: Tensor) -> None:
         if v.dtype != self.dtype or v.device != self.device:
             raise TypeError(
-                f"{self} applied to {v.dtype} on {v.device}; expected {self.dtype} on {self.device}"
+                f"{self!r} applied to {v.dtype} on {v.device}; expected {self.dtype} on "
+                f"{self.device}"
             )
         if v.ndim not in (1, 2) or v.shape[0] != self.shape[1]:
             raise ValueError(
-                f"{self} applied to a tensor of shape {tuple(v.shape)}; expected "
+                f"{self!r} applied to a tensor of shape {tuple(v.shape)}; expected "
                 f"({self.shape[1]},), ({self.shape[1]}, k), or the nested structure {self.domain}"
             )
 
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, LinearOperator):
-            return Product(self, other)
+            return algebra.composed(self, other)
+        if not self._probed:
+            self.check_claims()
         if isinstance(other, Tensor) and (self.domain.is_flat or not self.domain.holds(other)):
             self._check_tensor(other)
             return self._matvec(other) if other.ndim == 1 else self._matmat(other)
         return self.codomain.unravel(self._matvec(self.domain.ravel(other, "the argument")))
+
+    def __rmatmul__(self, other: Any) -> Any:
+        raise TypeError(
+            f"{type(other).__name__} @ {self!r}; write A.T @ v for the product from the left"
+        )
 
     # --- algebra ------------------------------------------------------------------------------
 
     @property
     def T(self) -> LinearOperator:
         """Transpose ``A^T``."""
-        return self if self.symmetric else self._transpose()
+        if self.symmetric:
+            return self
+        transposed = self._transpose()
+        transposed._source = self
+        return transposed
 
-    def _like(self, other: LinearOperator) -> LinearOperator:
-        """The operator on the space of `other`, where it has none of its own."""
+    def _on(self, space: Space) -> LinearOperator:
+        """The operator on `space`, where it has no space of its own but a size; else unchanged."""
         return self
 
     def _add(self, other: LinearOperator) -> LinearOperator | None:
@@ -166,24 +304,28 @@ class LinearOperator(ABC):
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         """``c A`` where a class knows better than `Scaled`."""
-        return Scaled(self, factor)
+        return algebra.Scaled(self, factor)
+
+    def _compose(self, other: LinearOperator) -> LinearOperator | None:
+        """``A B`` where the class of A knows better than `Product`; None otherwise."""
+        return None
+
+    def _rcompose(self, other: LinearOperator) -> LinearOperator | None:
+        """``B A`` where the class of A knows better than `Product`; None otherwise."""
+        return None
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
         if not isinstance(other, LinearOperator):
             return NotImplemented
-        left, right = self._like(other), other._like(self)
-        _check_same(left, right, "add")
-        structured = left._add(right)
-        if structured is None:
-            structured = right._add(left)
-        return Sum(left, right) if structured is None else structured
+        return algebra.added(self, other)
 
     def __mul__(self, factor: Scalar) -> LinearOperator:
         if isinstance(factor, Tensor) and factor.ndim != 0:
             raise ValueError(f"factor has shape {tuple(factor.shape)}; expected a scalar")
-        if not isinstance(factor, (float, int, Tensor)):
+        if not isinstance(factor, (Real, Tensor)):
             return NotImplemented
-        return self._scale(factor)
+        # numpy's scalars are Real too; torch wants Python's.
+        return self._scale(factor if isinstance(factor, (float, int, Tensor)) else float(factor))
 
     __rmul__ = __mul__
 
@@ -199,109 +341,95 @@ class LinearOperator(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self.shape}"
 
+    def __str__(self) -> str:
+        """The tree of operands: class, shape, structure, cost of one product."""
+        return "\n".join(self._tree("", ""))
+
+    def _describe(self) -> str:
+        """What the printed tree says of this class beyond shape, structure and cost."""
+        return ""
+
+    def _tree(self, first: str, rest: str) -> list[str]:
+        dtype = str(self.dtype).removeprefix("torch.")
+        facts = [
+            f"{type(self).__name__}{self.shape} {dtype}",
+            str(self.structure),
+            self._describe(),
+            str(self.cost),
+        ]
+        lines = [first + "; ".join(fact for fact in facts if fact)]
+        operands = self.operands
+        for i, operand in enumerate(operands):
+            last = i == len(operands) - 1
+            branch, stem = ("`- ", "   ") if last else ("|- ", "|  ")
+            lines += operand._tree(rest + branch, rest + stem)
+        return lines
+
+
+@dataclass(frozen=True, eq=False)
+class _Fixed:
+    """What an operator is made of besides its tensors; equal where each item is."""
+
+    names: tuple[str, ...]
+    treespec: pytree.TreeSpec  # of the list of their values
+    moving: list[bool]  # which leaves are floating tensors
+    held: list[Any]  # the other leaves
+    rest: dict[str, Any]  # the other attributes
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, _Fixed)
+            and (self.names, self.treespec, self.moving)
+            == (other.names, other.treespec, other.moving)
+            and _alike(self.held, other.held)
+            and _alike(self.rest, other.rest)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    # Tensors compare entry by entry, so here they are the same only if they are one.
+    leaves, treespec = pytree.tree_flatten(a)
+    others, other_treespec = pytree.tree_flatten(b)
+    return treespec == other_treespec and all(
+        x is y or (not (isinstance(x, Tensor) or isinstance(y, Tensor)) and bool(x == y))
+        for x, y in zip(leaves, others, strict=True)
+    )
+
+
+def _flatten(operator: LinearOperator) -> tuple[list[Any], _Fixed]:
+    names = [name for name in operator._parameters if name in operator.__dict__]
+    leaves, treespec = pytree.tree_flatten([operator.__dict__[name] for name in names])
+    fixed = operator._fixed
+    if fixed is None:
+        moving = [isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves]
+        held = [None if moves else leaf for leaf, moves in zip(leaves, moving, strict=True)]
+        left_out = {*names, *operator._transient, "_probed", "_source", "_fixed"}
+        rest = {name: value for name, value in operator.__dict__.items() if name not in left_out}
+        fixed = _Fixed(tuple(names), treespec, moving, held, rest)
+    return [leaf for leaf, moves in zip(leaves, fixed.moving, strict=True) if moves], fixed
+
+
+def _unflatten(cls: type[LinearOperator], tensors: list[Any], fixed: _Fixed) -> LinearOperator:
+    operator = object.__new__(cls)
+    supply = iter(tensors)
+    leaves = [
+        next(supply) if moves else leaf
+        for leaf, moves in zip(fixed.held, fixed.moving, strict=True)
+    ]
+    values = pytree.tree_unflatten(leaves, fixed.treespec)
+    operator.__dict__.update(fixed.rest, **dict(zip(fixed.names, values, strict=True)))
+    # torch also fills trees with what is no tensor (in_dims, say), and takes them apart again.
+    operator._fixed = fixed
+    return operator
+
 
 def sign_of(factor: Scalar) -> float | None:
     """Value of a factor where it is known before tracing; None for tensors (see `Structure`)."""
     return None if isinstance(factor, Tensor) else float(factor)
 
 
-def _check_same(a: LinearOperator, b: LinearOperator, verb: str) -> None:
-    if a.shape != b.shape:
-        raise ValueError(f"cannot {verb} {a} and {b}: shapes differ")
-    if a.dtype != b.dtype or a.device != b.device:
-        raise TypeError(
-            f"cannot {verb} {a} ({a.dtype} on {a.device}) and {b} ({b.dtype} on {b.device})"
-        )
-    # Sizes may agree where the coordinates mean different things.
-    for ours, theirs in ((a.domain, b.domain), (a.codomain, b.codomain)):
-        if not (ours.is_flat or theirs.is_flat or ours == theirs):
-            raise ValueError(f"cannot {verb} {a} on {ours} and {b} on {theirs}: structures differ")
-
-
-class Sum(LinearOperator):
-    """``A + B``."""
-
-    def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
-        # A nested space says more than a flat one, so the sum keeps it.
-        nested = right if left.domain.is_flat else left
-        super().__init__(nested.domain, nested.codomain, left.structure.plus(right.structure))
-        self.left, self.right = left, right
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        return self.left._matvec(v) + self.right._matvec(v)
-
-    def _matmat(self, block: Tensor) -> Tensor:
-        return self.left._matmat(block) + self.right._matmat(block)
-
-    def _transpose(self) -> LinearOperator:
-        return Sum(self.left.T, self.right.T)
-
-    def __repr__(self) -> str:
-        return f"({self.left} + {self.right})"
-
-
-class Scaled(LinearOperator):
-    """``c A``."""
-
-    def __init__(self, operator: LinearOperator, factor: Scalar) -> None:
-        structure = operator.structure.times(sign_of(factor))
-        super().__init__(operator.domain, operator.codomain, structure)
-        self.operator, self.factor = operator, factor
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        return self.factor * self.operator._matvec(v)
-
-    def _matmat(self, block: Tensor) -> Tensor:
-        return self.factor * self.operator._matmat(block)
-
-    def _transpose(self) -> LinearOperator:
-        return Scaled(self.operator.T, self.factor)
-
-    def _scale(self, factor: Scalar) -> LinearOperator:
-        return Scaled(self.operator, factor * self.factor)
-
-    def __repr__(self) -> str:
-        return f"{self.factor} * {self.operator}"
-
-
-class Product(LinearOperator):
-    """``A B``: first B, then A."""
-
-    def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(f"cannot compose {left} with {right}: inner sizes differ")
-        structure = left.structure.compose(right.structure)
-        super().__init__(right.domain, left.codomain, structure)
-        self.left, self.right = left, right
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        return self.left._matvec(self.right._matvec(v))
-
-    def _matmat(self, block: Tensor) -> Tensor:
-        return self.left._matmat(self.right._matmat(block))
-
-    def _transpose(self) -> LinearOperator:
-        return Product(self.right.T, self.left.T)
-
-    def __repr__(self) -> str:
-        return f"({self.left} @ {self.right})"
-
-
-class Transpose(LinearOperator):
-    """``A^T`` of an operator that knows its transposed product; ``Transpose(A).T`` is ``A``."""
-
-    def __init__(self, operator: LinearOperator) -> None:
-        super().__init__(operator.codomain, operator.domain, operator.structure.transpose())
-        self.operator = operator
-
-    def _matvec(self, v: Tensor) -> Tensor:
-        return self.operator._rmatvec(v)
-
-    def _rmatvec(self, v: Tensor) -> Tensor:
-        return self.operator._matvec(v)
-
-    def _transpose(self) -> LinearOperator:
-        return self.operator
-
-    def __repr__(self) -> str:
-        return f"{self.operator}.T"
+# Sums and products are operators too: the module that defines them needs the class above.
+from operators import algebra  # noqa: E402

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from operators.cost import Cost
 from operators.elementary import Diagonal
 from operators.linear_operator import LinearOperator, Scalar, sign_of
 from operators.space import Space
 from operators.structure import Structure
+from operators.tracing import readable
 
 
 class LowRankPlusDiagonal(LinearOperator):
@@ -50,6 +52,8 @@ class LowRankPlusDiagonal(LinearOperator):
     True
     """
 
+    _parameters = ("rows", "diagonal_values", "weights")
+
     def __init__(
         self,
         rows: Tensor,
@@ -75,16 +79,18 @@ class LowRankPlusDiagonal(LinearOperator):
         for what, dtype in (("weights", weights.dtype), ("the space", space.dtype)):
             if dtype != rows.dtype:
                 raise TypeError(f"{what} has dtype {dtype}, but rows has {rows.dtype}")
-        if positive_definite is None:
-            nonnegative = bool((weights >= 0).all())
-            positive_definite = nonnegative and bool((d > 0).all())
-            positive_semidefinite = nonnegative and bool((d >= 0).all())
         structure = Structure(
             symmetric=True,
-            positive_definite=positive_definite,
+            positive_definite=bool(positive_definite),
             positive_semidefinite=positive_semidefinite,
         )
+        claims: tuple[str, ...] = ("positive_definite",) if positive_definite else ()
+        if positive_definite is None and readable(weights, d):
+            structure = _look_up(weights, d)
+        elif positive_semidefinite:
+            claims += ("positive_semidefinite",)
         super().__init__(space, space, structure)
+        self._claims = claims
         self.rows, self.diagonal_values, self.weights = rows, d, weights
 
     @property
@@ -116,17 +122,49 @@ class LowRankPlusDiagonal(LinearOperator):
             rows, weights = torch.cat([rows, other.rows]), torch.cat([weights, other.weights])
         else:
             return None
-        # None: look it up, the sum may have gained it.
-        definite = structure.positive_definite or None
-        return LowRankPlusDiagonal(rows, d, weights, space=space, positive_definite=definite)
+        # The sum may have gained definiteness: a large diagonal does not, but signs may.
+        if readable(weights, d) and not structure.positive_definite:
+            structure = _look_up(weights, d)
+        return self._derived(rows, d, weights, space, structure)
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         structure = self.structure.times(sign_of(factor))
-        return LowRankPlusDiagonal(
-            self.rows,
-            factor * self.diagonal_values,
-            factor * self.weights,
-            space=self.domain,
-            positive_definite=structure.positive_definite,
-            positive_semidefinite=structure.positive_semidefinite,
-        )
+        d, weights = factor * self.diagonal_values, factor * self.weights
+        return self._derived(self.rows, d, weights, self.domain, structure)
+
+    def _derived(
+        self, rows: Tensor, d: Tensor, weights: Tensor, space: Space, structure: Structure
+    ) -> LowRankPlusDiagonal:
+        """One whose facts follow from those of others: neither looked up nor claimed."""
+        derived = object.__new__(LowRankPlusDiagonal)
+        LinearOperator.__init__(derived, space, space, structure)
+        # A factor of a wider dtype would widen what is held as a scalar tensor.
+        derived.rows, derived.weights = rows, weights.to(rows.dtype)
+        derived.diagonal_values = d.to(rows.dtype)
+        return derived
+
+    def _cost(self) -> Cost:
+        return Cost(flops=4 * self.rank * self.shape[0])
+
+    def _describe(self) -> str:
+        return f"rank {self.rank} + diagonal"
+
+    def _exact_diagonal(self) -> Tensor:
+        return self.diagonal_values + self.weights @ self.rows**2
+
+    def _exact_logdet(self) -> Tensor | None:
+        """``log |det D| + log |det(I + W U D^-1 U^T)|``: the matrix determinant lemma."""
+        d = self.diagonal_values.expand(self.shape[0])
+        eye = torch.eye(self.rank, dtype=self.dtype, device=self.device)
+        small = eye + self.weights[:, None] * self.rows @ (self.rows / d).T
+        return d.abs().log().sum() + torch.linalg.slogdet(small).logabsdet
+
+
+def _look_up(weights: Tensor, d: Tensor) -> Structure:
+    """Facts that the signs tell: nonnegative weights and a positive diagonal are sufficient."""
+    nonnegative = bool((weights >= 0).all())
+    return Structure(
+        symmetric=True,
+        positive_definite=nonnegative and bool((d > 0).all()),
+        positive_semidefinite=nonnegative and bool((d >= 0).all()),
+    )

@@ -15,7 +15,7 @@ from solvers.solution import NotPositiveDefiniteError, SingularError, StructureE
 def _finite_dense(A: LinearOperator, solver: str) -> Tensor:
     matrix = A.to_dense()
     if not bool(torch.isfinite(matrix).all()):
-        raise ValueError(f"{solver}: the matrix of {A} holds NaN or infinite entries")
+        raise ValueError(f"{solver}: the matrix of {A!r} holds NaN or infinite entries")
     return matrix
 
 
@@ -51,7 +51,7 @@ class _PreparedCholesky(PreparedSolver):
         super().__init__(solver, A)
         if not A.symmetric:
             raise StructureError(
-                f"DenseCholesky needs a symmetric operator; {A} does not claim to be: claim it, or "
+                f"DenseCholesky needs a symmetric operator; {A!r} does not claim to be: claim it, or "
                 "use DenseLU"
             )
         matrix = _finite_dense(A, "DenseCholesky")
@@ -59,7 +59,7 @@ class _PreparedCholesky(PreparedSolver):
         self.factor, failed = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
         if int(failed):
             raise NotPositiveDefiniteError(
-                f"{A} is not positive definite: the leading minor of order {int(failed)} is not "
+                f"{A!r} is not positive definite: the leading minor of order {int(failed)} is not "
                 "positive; add damping, or use DenseLU"
             )
 
@@ -101,7 +101,7 @@ class _PreparedLU(PreparedSolver):
         matrix = _finite_dense(A, "DenseLU")
         self.factor, self.pivots, failed = torch.linalg.lu_factor_ex(matrix)
         if int(failed):
-            raise SingularError(f"{A} is singular: pivot {int(failed)} of its LU is exactly zero")
+            raise SingularError(f"{A!r} is singular: pivot {int(failed)} of its LU is exactly zero")
 
     def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         return torch.linalg.lu_solve(self.factor, self.pivots, block), Progress()

@@ -40,9 +40,9 @@ class _PreparedDiagonal(PreparedSolver):
     def __init__(self, solver: Diagonal, A: LinearOperator) -> None:
         super().__init__(solver, A)
         if not isinstance(A, DiagonalOperator):
-            raise StructureError(f"Diagonal needs an operators.Diagonal; got {A}")
+            raise StructureError(f"Diagonal needs an operators.Diagonal; got {A!r}")
         if bool((A.values == 0).any()):
-            raise SingularError(f"{A} has a zero on its diagonal")
+            raise SingularError(f"{A!r} has a zero on its diagonal")
         self.values = A.values.expand(A.shape[0])[:, None]
 
     def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:

@@ -87,7 +87,8 @@ class PreparedSolver(ABC):
 
     def __init__(self, solver: LinearSolver, A: LinearOperator) -> None:
         if A.shape[0] != A.shape[1]:
-            raise StructureError(f"{type(solver).__name__} needs a square operator; got {A}")
+            raise StructureError(f"{type(solver).__name__} needs a square operator; got {A!r}")
+        A.check_claims()
         self.solver, self.A = solver, A
 
     @abstractmethod
@@ -178,7 +179,7 @@ class PreparedSolver(ABC):
             status = "inaccurate"
         name = type(self.solver).__name__
         reason = (
-            f"{name} on {self.A}: {status} after {progress.iterations} iterations with true "
+            f"{name} on {self.A!r}: {status} after {progress.iterations} iterations with true "
             f"relative residual {residual:.3g}; asked for {asked:.3g}"
         )
         if progress.detail:

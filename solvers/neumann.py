@@ -66,7 +66,7 @@ class _PreparedNeumann(PreparedSolver):
         if solver.step_size is None:
             largest = spectral_radius(A, solver.power_iterations)
             if not math.isfinite(largest):
-                raise ValueError(f"Neumann: products with {A} are not finite; check its inputs")
+                raise ValueError(f"Neumann: products with {A!r} are not finite; check its inputs")
             self.step_size = 0.9 / largest if largest > 0 else 1.0
         else:
             self.step_size = solver.step_size

@@ -60,7 +60,7 @@ class _PreparedShermanMorrison(PreparedSolver):
                 v = v - earlier.T @ (self.factors[:t] * (earlier @ row))
             denominator = 1.0 + weight * (row @ v)
             if bool(denominator == 0):
-                raise SingularError(f"ShermanMorrison: update {t + 1} makes {A} singular")
+                raise SingularError(f"ShermanMorrison: update {t + 1} makes {A!r} singular")
             self.vectors[t] = v
             self.factors[t] = weight / denominator
 

@@ -21,11 +21,11 @@ def low_rank_parts(solver: str, A: LinearOperator) -> tuple[Tensor, Tensor, Tens
         rows, weights, d = A.values.new_zeros(0, A.shape[0]), A.values.new_zeros(0), A.values
     else:
         raise StructureError(
-            f"{solver} needs a LowRankPlusDiagonal operator (as EmpiricalFisher is); got {A}"
+            f"{solver} needs a LowRankPlusDiagonal operator (as EmpiricalFisher is); got {A!r}"
         )
     if bool((d == 0).any()):
         raise SingularError(
-            f"{solver}: the diagonal part of {A} has zeros; add damping, e.g. A + 1e-3 * Identity"
+            f"{solver}: the diagonal part of {A!r} has zeros; add damping, e.g. A + 1e-3 * Identity"
         )
     return rows, weights, d.expand(A.shape[0])
 
@@ -83,7 +83,7 @@ class _PreparedWoodbury(PreparedSolver):
             self.factor, self.pivots, failed = torch.linalg.lu_factor_ex(small)
         if int(failed):
             raise SingularError(
-                f"Woodbury: the {len(weights)} x {len(weights)} system of {A} broke down at pivot "
+                f"Woodbury: the {len(weights)} x {len(weights)} system of {A!r} broke down at pivot "
                 f"{int(failed)}; its damping is too small for {A.dtype}"
             )
 

@@ -58,7 +58,9 @@ def test_not_positive_definite_names_the_leading_minor(order):
 
 def test_a_false_claim_of_definiteness_is_found_out():
     matrix = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
-    A = ops.Dense(matrix, positive_definite=True)
+    with pytest.raises(ops.FalseClaimError, match=r"positive_definite=True.*<v, A v> = -1"):
+        DenseCholesky().prepare(ops.Dense(matrix, positive_definite=True))
+    A = ops.Dense(matrix, symmetric=True)
     with pytest.raises(NotPositiveDefiniteError, match=r"order 2.*add damping, or use DenseLU"):
         DenseCholesky().prepare(A)
     assert issubclass(NotPositiveDefiniteError, StructureError)

@@ -54,7 +54,7 @@ def test_other_operators():
         StructureError, match=r"Diagonal needs an operators\.Diagonal; got Dense\(2, 2\)"
     ):
         Diagonal().prepare(ops.Dense(torch.eye(2), symmetric=True))
-    product = ops.Identity(2) @ ops.Identity(2)  # diagonal, but not held entry by entry
-    assert product.diagonal
-    with pytest.raises(StructureError, match=r"operators\.Diagonal.*; got \(Identity"):
-        Diagonal().prepare(product)
+    A = ops.Dense(torch.eye(2), symmetric=True, lower_triangular=True)  # not held entry by entry
+    assert A.diagonal
+    with pytest.raises(StructureError, match=r"operators\.Diagonal.*; got Dense"):
+        Diagonal().prepare(A)

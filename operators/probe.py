@@ -1,0 +1,128 @@
+"""Cheap tests that refute a false claim about an operator: a promise is tried, not believed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from operators.tracing import readable
+
+if TYPE_CHECKING:
+    from operators.linear_operator import LinearOperator
+
+# Dimension of the Krylov space that tries a definiteness claim; symmetry needs two.
+STEPS = 8
+
+
+class FalseClaimError(ValueError):
+    """An operator lacks a structure that was claimed of it."""
+
+
+def refute(A: LinearOperator, claims: tuple[str, ...]) -> bool:
+    """Raise `FalseClaimError` where a random test contradicts one of the claims.
+
+    With an orthonormal basis Q of a random Krylov space, ``H = Q^T A Q`` inherits symmetry and
+    definiteness, and its smallest eigenvalue is far below that of a random ``<v, A v>``: for
+    n <= 8 the test is exact. Deviations below ``sqrt(eps)``, relative to the largest entry, pass
+    as rounding; so do products that are not finite, which are another matter than structure.
+
+    Returns
+    -------
+    bool
+        False where the values cannot be read now (inside ``torch.func.vmap``).
+    """
+    n = A.shape[1]
+    if n == 0:
+        return True
+    tolerance = float(torch.finfo(A.dtype).eps) ** 0.5
+    with torch.no_grad():
+        spectral = {"symmetric", "positive_semidefinite", "positive_definite"}.intersection(claims)
+        if spectral:
+            H = _projection(A, min(n, 2 if spectral == {"symmetric"} else STEPS))
+            if H is None:
+                return False
+            if not bool(torch.isfinite(H).all()):
+                return True
+            _refute_spectral(A, spectral, H.double(), tolerance)
+        for claim, lower in (("lower_triangular", True), ("upper_triangular", False)):
+            if claim not in claims and "diagonal" not in claims:
+                continue
+            for cut in sorted({1, n // 2, n - 1} - {0, n}):
+                # A lower triangle maps what vanishes before the cut to the like.
+                v = _random(A, n)
+                before = torch.arange(n, device=A.device) < cut
+                image = A._matvec(torch.where(before if lower else ~before, 0.0, v))
+                if not readable(image):
+                    return False
+                spilt = image[before if lower else ~before].abs().max()
+                if bool(spilt > tolerance * image.abs().max()):
+                    name = claim if claim in claims else "diagonal"
+                    side = "above" if lower else "below"
+                    raise _false(A, name, f"entries {side} the diagonal give {float(spilt):.3g}")
+        if "adjoint" in claims:
+            u, v = _random(A, A.shape[0], seed=1), _random(A, n)
+            forward, backward = A._matvec(v), A._rmatvec(u)
+            if not readable(forward, backward):
+                return False
+            left, right = float(u @ forward), float(backward @ v)
+            scale = float(u.norm() * forward.norm() + backward.norm() * v.norm())
+            if abs(left - right) > tolerance * scale:
+                raise _false(A, "adjoint", f"<u, A v> = {left:.6g} but <A^T u, v> = {right:.6g}")
+    return True
+
+
+def _projection(A: LinearOperator, steps: int) -> Tensor | None:
+    """``Q^T A Q`` for a Krylov space of a random vector, by Gram-Schmidt done twice."""
+    basis: list[Tensor] = []
+    images: list[Tensor] = []
+    candidate = _random(A, A.shape[1])
+    for step in range(steps):
+        for retry in range(3):
+            norm = candidate.norm()
+            for _ in range(2):
+                for q in basis:
+                    candidate = candidate - (q @ candidate) * q
+            # An invariant subspace ends the sequence early: go on from another random vector.
+            if bool(candidate.norm() > 1e-3 * norm):
+                break
+            candidate = _random(A, A.shape[1], seed=1 + 3 * step + retry)
+        basis.append(candidate / candidate.norm())
+        image = A._matvec(basis[-1])
+        if not readable(image):
+            return None
+        images.append(image)
+        candidate = image
+    return torch.stack(basis) @ torch.stack(images).T
+
+
+def _refute_spectral(A: LinearOperator, claims: set[str], H: Tensor, tolerance: float) -> None:
+    scale = float(H.abs().max())
+    asymmetry = float((H - H.T).abs().max())
+    strongest_first = ("positive_definite", "positive_semidefinite", "symmetric")
+    name = next(claim for claim in strongest_first if claim in claims)
+    if asymmetry > tolerance * scale:
+        raise _false(A, name, f"<u, A v> and <A u, v> differ by {asymmetry:.3g} for unit u and v")
+    if name == "symmetric":
+        return
+    smallest = float(torch.linalg.eigvalsh((H + H.T) / 2)[0])
+    if smallest < -tolerance * scale:
+        raise _false(A, name, f"<v, A v> = {smallest:.3g} for a unit vector v")
+    if name == "positive_definite" and scale == 0.0:
+        raise _false(A, name, "<v, A v> = 0 for every vector v that was tried")
+
+
+def _random(A: LinearOperator, size: int, seed: int = 0) -> Tensor:
+    # numpy's generator: torch's refuses to draw inside vmap, and the global one is the user's.
+    sample = np.random.default_rng(seed).standard_normal(size)
+    return torch.from_numpy(sample).to(dtype=A.dtype, device=A.device)
+
+
+def _false(A: LinearOperator, claim: str, evidence: str) -> FalseClaimError:
+    return FalseClaimError(
+        f"{A!r} is claimed {claim.replace('_', ' ')} ({claim}=True), but {evidence}; drop the claim"
+        if claim != "adjoint"
+        else f"{A!r}: rmatvec is not the transpose of matvec: {evidence}"
+    )
