@@ -1,4 +1,4 @@
-"""Derivatives of functions as operators, by torch.func: `Jacobian`, `Hessian`, `CrossDerivative`.
+"""Derivatives of functions as operators: `Jacobian`, `Linearization`, `Hessian`, `CrossDerivative`.
 
 Nothing is ever formed: a product is one forward- or reverse-mode sweep. The functions take and
 return nested structures of tensors; the operators carry the flattening.
@@ -13,30 +13,35 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from operators.cost import Cost
 from operators.linear_operator import LinearOperator
 from operators.space import Space, Tree
 from operators.structure import Structure
 
 
 class Jacobian(LinearOperator):
-    """``A = d f(y) / d y`` of a function of nested tensors.
+    """``A = d f(y, *args) / d y`` of a function of nested tensors.
 
     Parameters
     ----------
     function
-        ``f(y)``, built of torch operations that torch.func can differentiate.
+        ``f(y, *args)``, built of torch operations that torch.func can differentiate.
     y
         Point: a tensor or nested structure.
+    *args
+        What else f depends on. Tensors handed over here are parameters of the operator: torch.func
+        sees them. So does plain autograd, which also sees tensors that f closes over.
 
     Raises
     ------
     TypeError, ValueError
-        `y` or ``f(y)`` is not a (nested) floating tensor.
+        `y` or ``f(y, *args)`` is not a (nested) floating tensor.
 
     Notes
     -----
     ``A v`` is one forward-mode sweep (`torch.func.jvp`), ``A^T u`` one reverse-mode sweep
-    (`torch.func.vjp`): each about two to three evaluations of f.
+    (`torch.func.vjp`): each about two to three evaluations of f. Nothing is kept between products;
+    `Linearization` keeps the sweep.
 
     Examples
     --------
@@ -46,45 +51,158 @@ class Jacobian(LinearOperator):
     tensor([2., 4.])
     """
 
-    def __init__(self, function: Callable[[Tree], Tree], y: Tree) -> None:
+    _parameters = ("y", "args")
+
+    def __init__(self, function: Callable[..., Tree], y: Tree, *args: Any) -> None:
         domain = Space.of(y, "y")
         with torch.no_grad():
-            codomain = Space.of(function(y), "f(y)")
+            codomain = Space.of(function(y, *args), "f(y)")
         super().__init__(domain, codomain)
-        self.function, self.y = function, y
+        self.function, self.y, self.args = function, y, args
+
+    def _at_args(self, y: Tree) -> Tree:
+        return self.function(y, *self.args)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        tangent = torch.func.jvp(self.function, (self.y,), (self.domain.unravel(v),))[1]
+        tangent = torch.func.jvp(self._at_args, (self.y,), (self.domain.unravel(v),))[1]
         return self.codomain.ravel(tangent)
 
     def _rmatvec(self, v: Tensor) -> Tensor:
-        pullback = torch.func.vjp(self.function, self.y)[1]
+        pullback = torch.func.vjp(self._at_args, self.y)[1]
         return self.domain.ravel(pullback(self.codomain.unravel(v))[0])
+
+    def _cost(self) -> Cost:
+        return Cost(evaluations=3)
+
+
+class _Kept:
+    """A sweep through a function, kept for as long as its point stands and no transform needs it.
+
+    The graph holds for the values that the leaves had (an optimiser may have stepped in place
+    since) and for the grad mode that it was recorded in. A graph that goes on into a history of
+    the leaves or of what the function closes over is freed by the first backward() through a
+    product, and one that belongs to a transform under way (grad, jvp) ends with it: then each
+    product has its own.
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple[bool | int, ...] = ()
+        self._value: Any = None
+
+    def get(self, leaves: list[Any], record: Callable[[], tuple[Tree, Any]]) -> Any:
+        """What `record` gives after its value, from the first time if that is still good."""
+        versions = (
+            0 if leaf.is_inference() else leaf._version
+            for leaf in leaves
+            if isinstance(leaf, Tensor)
+        )
+        state = (torch.is_grad_enabled(), *versions)
+        if state == self._state:
+            return self._value
+        value, kept = record()
+        if not any(
+            leaf.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
+            for leaf in pytree.tree_leaves(value)
+        ):
+            self._state, self._value = state, kept
+        return kept
+
+
+class Linearization(Jacobian):
+    """``A = d F(u, *args) / d u``, with the sweeps through F done once and kept.
+
+    Parameters
+    ----------
+    residual
+        ``F(u, *args)``.
+    u
+        Point: a tensor or nested structure.
+    *args
+        What else F depends on, as for `Jacobian`.
+
+    Attributes
+    ----------
+    value
+        ``F(u, *args)``: the right-hand side of a Newton step.
+
+    Notes
+    -----
+    The graph of F is recorded once, at the first product: ``A^T w`` is one sweep back through it,
+    and ``A v`` one sweep back through that sweep, since ``w -> A^T w`` is linear with transpose A.
+    Each costs about as much as F itself; memory is that of the graph. The graph is recorded anew
+    where `Hessian` does so.
+
+    Examples
+    --------
+    >>> import torch
+    >>> A = Linearization(lambda u, c: u**2 - c, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 3.0]))
+    >>> A.value
+    tensor([-2.,  1.])
+    >>> A @ torch.tensor([1.0, 1.0]), A.T @ torch.tensor([1.0, 1.0])
+    (tensor([2., 4.]), tensor([2., 4.]))
+    """
+
+    _transient = ("_backward", "_forward")
+    _backward: _Kept | None = None
+    _forward: _Kept | None = None
+
+    @property
+    def value(self) -> Tree:
+        """``F(u, *args)``."""
+        return self._at_args(self.y)
+
+    def _rmatvec(self, v: Tensor) -> Tensor:
+        pullback = self._pullback()
+        return self.domain.ravel(pullback(self.codomain.unravel(v))[0])
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        def record() -> tuple[Tree, Any]:
+            backward = self._pullback()
+            zero = self.codomain.unravel(v.new_zeros(self.shape[0]))
+            return torch.func.vjp(lambda w: backward(w)[0], zero)
+
+        self._forward = self._forward or _Kept()
+        pushforward = self._forward.get(pytree.tree_leaves((self.y, self.args)), record)
+        return self.codomain.ravel(pushforward(self.domain.unravel(v))[0])
+
+    def _pullback(self) -> Any:
+        self._backward = self._backward or _Kept()
+        return self._backward.get(
+            pytree.tree_leaves((self.y, self.args)),
+            lambda: torch.func.vjp(self._at_args, self.y),
+        )
+
+    def _cost(self) -> Cost:
+        return Cost(evaluations=2)
 
 
 class Hessian(LinearOperator):
-    """``A = d^2 f(y) / d y^2`` of a scalar function of nested tensors; symmetric.
+    """``A = d^2 f(y, *args) / d y^2`` of a scalar function of nested tensors; symmetric.
 
     Parameters
     ----------
     loss
-        ``f(y)``, a scalar.
+        ``f(y, *args)``, a scalar.
     y
         Point: a tensor or nested structure.
+    *args
+        What else f depends on (outer variables, a batch), as for `Jacobian`.
     positive_definite
-        Claim that it is so at y (as at a strict minimum of a strongly convex loss).
+        Claim that it is so at y (as at a strict minimum of a strongly convex loss); probed at the
+        first use.
     mode
         ``"reverse"``: the graph of the gradient is built once, at the first product, and kept;
         since A is symmetric, ``A v = A^T v`` is one sweep back through it, about the cost of a
-        gradient. It is built anew after y has changed in place, and for each product through which
-        autograd could go on to y or to what the loss closes over (not under ``torch.no_grad``).
+        gradient. It is built anew after y or a tensor in args has changed in place, and for each
+        product through which autograd could go on to them or to what the loss closes over (not
+        under ``torch.no_grad``).
         ``"forward"``: forward over reverse, ``A v = d/de grad f(y + e v)`` at e = 0 (Pearlmutter,
         1994, eq. 11), keeps nothing and costs two to three gradients a product.
 
     Raises
     ------
     ValueError
-        ``f(y)`` is not a scalar, or mode is not one of the two.
+        ``f(y, *args)`` is not a scalar, or mode is not one of the two.
 
     Examples
     --------
@@ -94,11 +212,15 @@ class Hessian(LinearOperator):
     {'a': tensor([ 6., 12.])}
     """
 
+    _parameters = ("y", "args")
+    _transient = ("_kept",)
+    _kept: _Kept | None = None
+
     def __init__(
         self,
-        loss: Callable[[Tree], Tensor],
+        loss: Callable[..., Tensor],
         y: Tree,
-        *,
+        *args: Any,
         positive_definite: bool = False,
         mode: Literal["reverse", "forward"] = "reverse",
     ) -> None:
@@ -107,47 +229,43 @@ class Hessian(LinearOperator):
         space = Space.of(y, "y")
         structure = Structure(symmetric=True, positive_definite=positive_definite)
         super().__init__(space, space, structure)
-        self.loss, self.y, self.mode = _scalar(loss), y, mode
-        self._pullback: Callable[[Tree], Any] | None = None
-        self._recorded: tuple[bool | int, ...] = ()
+        self._claims = ("positive_definite",) if positive_definite else ()
+        self.loss, self.y, self.args, self.mode = _scalar(loss), y, args, mode
+
+    def _gradient(self, y: Tree) -> Tree:
+        return torch.func.grad(self.loss)(y, *self.args)
 
     def _matvec(self, v: Tensor) -> Tensor:
-        gradient, direction = torch.func.grad(self.loss), self.domain.unravel(v)
+        direction = self.domain.unravel(v)
         if self.mode == "forward":
-            return self.domain.ravel(torch.func.jvp(gradient, (self.y,), (direction,))[1])
-        # The kept graph holds for the values that y had (an optimiser may have stepped in place
-        # since) and for the grad mode that it was recorded in.
-        leaves = pytree.tree_leaves(self.y)
-        versions = (0 if leaf.is_inference() else leaf._version for leaf in leaves)
-        recorded = (torch.is_grad_enabled(), *versions)
-        pullback = self._pullback if recorded == self._recorded else None
-        if pullback is None:
-            value, pullback = torch.func.vjp(gradient, self.y)[:2]
-            # A graph that goes on into a history of y or of what the loss closes over is freed by
-            # the first backward() through a product, and one that belongs to a transform under way
-            # (grad, jvp) ends with it: then each product has its own.
-            if not any(
-                leaf.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
-                for leaf in pytree.tree_leaves(value)
-            ):
-                self._pullback, self._recorded = pullback, recorded
+            return self.domain.ravel(torch.func.jvp(self._gradient, (self.y,), (direction,))[1])
+        self._kept = self._kept or _Kept()
+        pullback = self._kept.get(
+            pytree.tree_leaves((self.y, self.args)),
+            lambda: torch.func.vjp(self._gradient, self.y)[:2],
+        )
         return self.domain.ravel(pullback(direction)[0])
+
+    def _cost(self) -> Cost:
+        return Cost(evaluations=4 if self.mode == "reverse" else 8)
 
 
 class CrossDerivative(LinearOperator):
-    """``C = d/dx (d f(y, x) / d y)``: maps the space of y to the space of x (rows: outer).
+    """``C = d/dx (d f(y, x, *args) / d y)``: maps the space of y to that of x (rows: outer).
 
     Parameters
     ----------
     loss
-        ``f(y, x)``, a scalar.
+        ``f(y, x, *args)``, a scalar.
     y, x
         Point: tensors or nested structures.
+    *args
+        What else f depends on, as for `Jacobian`.
 
     Raises
     ------
     ValueError
-        ``f(y, x)`` is not a scalar.
+        ``f(y, x, *args)`` is not a scalar.
 
     Notes
     -----
@@ -162,23 +280,28 @@ class CrossDerivative(LinearOperator):
     tensor([6.])
     """
 
-    def __init__(self, loss: Callable[[Tree, Tree], Tensor], y: Tree, x: Tree) -> None:
+    _parameters = ("y", "x", "args")
+
+    def __init__(self, loss: Callable[..., Tensor], y: Tree, x: Tree, *args: Any) -> None:
         super().__init__(Space.of(y, "y"), Space.of(x, "x"))
-        self.loss, self.y, self.x = _scalar(loss), y, x
+        self.loss, self.y, self.x, self.args = _scalar(loss), y, x, args
 
     def _matvec(self, v: Tensor) -> Tensor:
         def gradient(x: Tree) -> Tree:
-            return torch.func.grad(self.loss, argnums=0)(self.y, x)
+            return torch.func.grad(self.loss, argnums=0)(self.y, x, *self.args)
 
         pullback = torch.func.vjp(gradient, self.x)[1]
         return self.codomain.ravel(pullback(self.domain.unravel(v))[0])
 
     def _rmatvec(self, v: Tensor) -> Tensor:
         def gradient(y: Tree) -> Tree:
-            return torch.func.grad(self.loss, argnums=1)(y, self.x)
+            return torch.func.grad(self.loss, argnums=1)(y, self.x, *self.args)
 
         pullback = torch.func.vjp(gradient, self.y)[1]
         return self.domain.ravel(pullback(self.codomain.unravel(v))[0])
+
+    def _cost(self) -> Cost:
+        return Cost(evaluations=6)
 
 
 def _scalar(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -158,9 +158,9 @@ class Identity(Diagonal):
     space
         Size n, or a `Space`.
     dtype, device
-        For a size; by default torch's default dtype on the CPU. In a sum or a product, a multiple of
-        an Identity that was made from a size alone takes the dtype, device and space of the other
-        operand.
+        For a size; by default torch's default dtype on the CPU. In a sum or a product, a multiple
+        of an Identity that was made from a size alone takes the dtype, device and space of the
+        other operand.
 
     Raises
     ------

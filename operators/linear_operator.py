@@ -244,10 +244,9 @@ class LinearOperator(ABC):
             A claim is false; the message names the operator and the claim.
         """
         if not self._probed:
-            tried = all([operand.check_claims() for operand in self.operands])
-            if self._claims:
-                tried = refute(self, self._claims) and tried
-            self._probed = tried
+            waiting = [operand for operand in self.operands if not operand.check_claims()]
+            tried = not self._claims or refute(self, self._claims)
+            self._probed = tried and not waiting
         return self._probed
 
     def to_dense(self) -> Tensor:
@@ -368,7 +367,10 @@ class LinearOperator(ABC):
 
 @dataclass(frozen=True, eq=False)
 class _Fixed:
-    """What an operator is made of besides its tensors; equal where each item is."""
+    """What an operator is made of besides its tensors; equal where each item is.
+
+    Facts do not count: they may be known of one operator and not of its like.
+    """
 
     names: tuple[str, ...]
     treespec: pytree.TreeSpec  # of the list of their values
@@ -382,11 +384,14 @@ class _Fixed:
             and (self.names, self.treespec, self.moving)
             == (other.names, other.treespec, other.moving)
             and _alike(self.held, other.held)
-            and _alike(self.rest, other.rest)
+            and _alike(self._made_of(), other._made_of())
         )
 
     def __hash__(self) -> int:
         return hash(self.names)
+
+    def _made_of(self) -> dict[str, Any]:
+        return {k: v for k, v in self.rest.items() if k not in ("structure", "_claims")}
 
 
 def _alike(a: Any, b: Any) -> bool:

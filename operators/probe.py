@@ -39,6 +39,16 @@ def refute(A: LinearOperator, claims: tuple[str, ...]) -> bool:
         return True
     tolerance = float(torch.finfo(A.dtype).eps) ** 0.5
     with torch.no_grad():
+        if "linear" in claims:
+            u, v = _random(A, n), _random(A, n, seed=1)
+            separate, together = 2 * A._matvec(u) + A._matvec(v), A._matvec(2 * u + v)
+            if not readable(separate, together):
+                return False
+            if bool((separate - together).norm() > tolerance * together.norm()):
+                raise FalseClaimError(
+                    f"{A!r}: its matvec is not linear: A (2u + v) and 2 A u + A v differ by "
+                    f"{float((separate - together).norm() / together.norm()):.3g} of their norm"
+                )
         spectral = {"symmetric", "positive_semidefinite", "positive_definite"}.intersection(claims)
         if spectral:
             H = _projection(A, min(n, 2 if spectral == {"symmetric"} else STEPS))

@@ -132,7 +132,8 @@ class Structure:
             symmetric=self.symmetric,
             positive_semidefinite=self.positive_semidefinite,
             positive_definite=self.positive_definite and frame.positive_definite,
-            diagonal=self.diagonal and frame.diagonal,
+            lower_triangular=self.lower_triangular and frame.diagonal,
+            upper_triangular=self.upper_triangular and frame.diagonal,
         )
 
     def kronecker(self, other: Structure) -> Structure:

@@ -7,6 +7,7 @@ Tight: what a rule drops fails for some of them, so that no rule could have gran
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 
 import pytest
 import torch
@@ -33,16 +34,21 @@ POOL = [
         [[0, 1], [1, 0]],
         [[-2, 1], [1, -2]],
         [[0, 1], [0, 0]],
+        [[0, 0], [1, 0]],
+        [[1, 1], [0, 2]],
+        [[-1, 2], [0, 1]],
+        [[1, 0], [3, 2]],
+        [[2, 0], [-1, -1]],
         [[1, 2], [-3, 4]],
         [[0, 1], [-1, 0]],
     )
 ]
-FACTS = ("symmetric", "positive_semidefinite", "positive_definite", "diagonal")
+FACTS = tuple(field.name for field in fields(Structure))
 # The sets of facts that are closed under implication, as dataclass values.
 STRUCTURES = sorted(
     {
         Structure(**dict(zip(FACTS, bits, strict=True)))
-        for bits in itertools.product([0, 1], repeat=4)
+        for bits in itertools.product([False, True], repeat=len(FACTS))
     },
     key=repr,
 )
@@ -56,7 +62,8 @@ def facts_of(matrix: Tensor) -> Structure:
         symmetric=symmetric,
         positive_semidefinite=smallest >= -1e-12,
         positive_definite=smallest > 1e-12,
-        diagonal=torch.equal(matrix, torch.diag(matrix.diag())),
+        lower_triangular=torch.equal(matrix, matrix.tril()),
+        upper_triangular=torch.equal(matrix, matrix.triu()),
     )
 
 
@@ -74,8 +81,8 @@ def common(matrices: list[Tensor]) -> set[str]:
     return set.intersection(*(claims(facts_of(matrix)) for matrix in matrices))
 
 
-def test_there_are_seven_closed_sets_of_facts_and_the_pool_tells_them_apart():
-    assert len(STRUCTURES) == 7
+def test_there_are_nine_closed_sets_of_facts_and_the_pool_tells_them_apart():
+    assert len(STRUCTURES) == 9
     for structure in STRUCTURES:
         assert common(having(structure)) == claims(structure)
 
@@ -87,7 +94,11 @@ def test_implications():
         "symmetric",
     }
     assert claims(Structure(positive_semidefinite=True)) == {"positive_semidefinite", "symmetric"}
-    assert claims(Structure(diagonal=True)) == {"diagonal", "symmetric"}
+    diagonal = {"diagonal", "symmetric", "lower_triangular", "upper_triangular"}
+    assert claims(Structure(diagonal=True)) == diagonal
+    assert claims(Structure(lower_triangular=True, upper_triangular=True)) == diagonal
+    assert claims(Structure(lower_triangular=True, symmetric=True)) == diagonal
+    assert claims(Structure(upper_triangular=True)) == {"upper_triangular"}
     assert claims(Structure()) == set()
 
 
@@ -108,6 +119,21 @@ class TestTwoOperators:
     def test_compose(self, left, right):
         products = [a @ b for a in having(left) for b in having(right)]
         assert claims(left.compose(right)) == common(products)
+
+    def test_meet(self, left, right):
+        assert claims(left.meet(right)) == claims(left) & claims(right)
+
+    def test_kronecker(self, left, right):
+        products = [torch.kron(a, b) for a in having(left) for b in having(right)]
+        assert claims(left.kronecker(right)) == common(products)
+
+    def test_block_diagonal(self, left, right):
+        matrices = [torch.block_diag(a, b) for a in having(left) for b in having(right)]
+        assert claims(Structure.block_diagonal([left, right])) == common(matrices)
+
+    def test_congruence(self, left, right):
+        products = [j.T @ a @ j for a in having(left) for j in having(right)]
+        assert claims(left.congruence(right)) == common(products)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=names_of)
@@ -130,6 +156,25 @@ class TestOneOperator:
 
     def test_transpose(self, structure):
         assert claims(structure.transpose()) == common([a.T for a in having(structure)])
+
+    def test_inverse(self, structure):
+        invertible = [a for a in having(structure) if abs(torch.linalg.det(a)) > 0.5]
+        inverses = [torch.linalg.inv(a).mul(60).round().div(60) for a in invertible]
+        assert all(
+            torch.allclose(a @ b, torch.eye(2).double())
+            for a, b in zip(invertible, inverses, strict=True)
+        )
+        assert claims(structure.inverse()) == common(inverses)
+
+    def test_congruence_of_any_shape(self, structure):
+        frames = [torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)]
+        frames += [torch.tensor([[1.0], [-1.0]], dtype=torch.float64)] + POOL
+        products = [j.T @ a @ j for a in having(structure) for j in frames]
+        assert claims(structure.congruence()) == common(products)
+
+    def test_printed_facts_imply_all_of_them(self, structure):
+        printed = [name.replace(" ", "_") for name in str(structure).split(", ") if name]
+        assert Structure(**dict.fromkeys(printed, True)) == structure
 
     def test_nan_factor_grants_no_definiteness(self, structure):
         assert not structure.times(float("nan")).positive_semidefinite

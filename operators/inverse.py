@@ -1,0 +1,259 @@
+"""The inverse of an operator as an operator: `Inverse`, given a solver from outside."""
+
+from __future__ import annotations
+
+import types
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from operators.cost import Cost
+from operators.linear_operator import LinearOperator
+
+
+class Prepared(Protocol):
+    """A solver bound to an operator; both methods return an object with a ``value``."""
+
+    def solve(self, b: Tensor, /) -> Any:
+        """``x`` with ``A x = b``."""
+
+    def solve_transpose(self, b: Tensor, /) -> Any:
+        """``x`` with ``A^T x = b``."""
+
+
+class Solver(Protocol):
+    """What `Inverse` asks of a solver; those of the package `solvers` are such."""
+
+    def prepare(self, A: Any, /) -> Prepared:
+        """Do the work that depends on A alone."""
+
+
+class Inverse(LinearOperator):
+    """``A^-1``, lazily: a product is a solve.
+
+    Parameters
+    ----------
+    operator
+        A, square.
+    solver
+        Object with ``prepare(A)``, as every solver of the package `solvers`. It is asked at the
+        first product; what it prepares (a factorisation) serves every later product, those with
+        the transpose and those of derivatives.
+
+    Raises
+    ------
+    ValueError
+        A is not square; or, at a product that is to be differentiated, a function inside A closes
+        over a tensor that is being differentiated: it would get a silent zero gradient, and has to
+        be handed over as an argument (``Hessian(loss, y, x)``, not ``Hessian(lambda y: ..., y)``).
+
+    Notes
+    -----
+    With ``x = A^-1 b`` the derivatives are solves with the same prepared A, never sweeps through
+    the solver:
+
+        x' = A^-1 (b' - A' x) ,     b_bar = A^-T x_bar ,     A_bar = -b_bar x^T ,
+
+    where ``A_bar`` is contracted with the derivative of A by its tensors. They hold to the accuracy
+    of the solves. Under vmap over b alone the batch is one block of right-hand sides; over the
+    tensors of A it is a loop.
+
+    Examples
+    --------
+    >>> import torch, operators as ops, solvers
+    >>> A = ops.Dense(torch.tensor([[4.0, 1.0], [1.0, 3.0]]), positive_definite=True)
+    >>> x = ops.Inverse(A, solvers.DenseCholesky()) @ torch.tensor([5.0, 4.0])
+    >>> x.round(decimals=5)
+    tensor([1., 1.])
+    """
+
+    _parameters = ("operator",)
+    _transient = ("_factor",)
+    _factor: _Factor | None = None
+
+    def __init__(self, operator: LinearOperator, solver: Solver) -> None:
+        if operator.shape[0] != operator.shape[1]:
+            raise ValueError(f"{operator!r} is not square and has no inverse")
+        super().__init__(operator.codomain, operator.domain, operator.structure.inverse())
+        self.operator, self.solver = operator, solver
+
+    def _apply(self, b: Tensor, transpose: bool) -> Tensor:
+        tensors, treespec = pytree.tree_flatten(self.operator)
+        if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+            _refuse_hidden_tensors(self.operator)
+        if self._factor is None:
+            self._factor = _Factor(self.solver)
+        solution: Tensor = _Solve.apply(b, transpose, treespec, self._factor, *tensors)
+        return solution
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self._apply(v, transpose=False)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return self._apply(block, transpose=False)
+
+    def _rmatvec(self, v: Tensor) -> Tensor:
+        return self._apply(v, transpose=True)
+
+    def _cost(self) -> Cost:
+        return Cost(solves=1)
+
+    def _exact_logdet(self) -> Tensor | None:
+        logdet = self.operator._exact_logdet()
+        return None if logdet is None else -logdet
+
+    def _describe(self) -> str:
+        return f"by {self.solver}"
+
+
+class _Factor:
+    """What the solver prepared, for the values that the tensors of A have now."""
+
+    def __init__(self, solver: Solver) -> None:
+        self.solver = solver
+        self.prepared: Prepared | None = None
+        self.versions: list[int] = []
+
+    def of(self, A: LinearOperator) -> Prepared:
+        versions = [0 if t.is_inference() else t._version for t in A.tensors]
+        if self.prepared is None or versions != self.versions:
+            self.prepared, self.versions = self.solver.prepare(A), versions
+        return self.prepared
+
+
+def _product(treespec: pytree.TreeSpec, transpose: bool, x: Tensor, *tensors: Tensor) -> Tensor:
+    A: LinearOperator = pytree.tree_unflatten(list(tensors), treespec)
+    A = A.T if transpose else A
+    return A._matvec(x) if x.ndim == 1 else A._matmat(x)
+
+
+class _Solve(torch.autograd.Function):
+    """``(b, tensors of A) -> A^-1 b``, or ``A^-T b``."""
+
+    @staticmethod
+    def forward(
+        b: Tensor, transpose: bool, treespec: pytree.TreeSpec, factor: _Factor, *tensors: Tensor
+    ) -> Tensor:
+        prepared = factor.of(pytree.tree_unflatten(list(tensors), treespec))
+        value: Tensor = (prepared.solve_transpose if transpose else prepared.solve)(b).value
+        return value
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.transpose, ctx.treespec, ctx.factor, *tensors = inputs
+        ctx.save_for_backward(output, *tensors)
+        ctx.save_for_forward(output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
+        (x_bar,) = outputs
+        x, *tensors = ctx.saved_tensors
+        b_bar = _Solve.apply(x_bar, not ctx.transpose, ctx.treespec, ctx.factor, *tensors)
+        gradients: tuple[Tensor | None, ...] = (None,) * len(tensors)
+        if any(ctx.needs_input_grad[4:]):
+            pullback = torch.func.vjp(partial(_product, ctx.treespec, ctx.transpose, x), *tensors)[
+                1
+            ]
+            gradients = pullback(-b_bar)
+        return b_bar, None, None, None, *gradients
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        b_tangent, _, _, _, *tensor_tangents = tangents
+        x, *tensors = ctx.saved_tensors
+        right = torch.zeros_like(x) if b_tangent is None else b_tangent
+        moving = [i for i, tangent in enumerate(tensor_tangents) if tangent is not None]
+        if moving:
+
+            def product(*moved: Tensor) -> Tensor:
+                full = list(tensors)
+                for i, tensor in zip(moving, moved, strict=True):
+                    full[i] = tensor
+                return _product(ctx.treespec, ctx.transpose, x, *full)
+
+            primals = tuple(tensors[i] for i in moving)
+            directions = tuple(tensor_tangents[i] for i in moving)
+            right = right - torch.func.jvp(product, primals, directions)[1]
+        solution: Tensor = _Solve.apply(right, ctx.transpose, ctx.treespec, ctx.factor, *tensors)
+        return solution
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        b: Tensor,
+        transpose: bool,
+        treespec: pytree.TreeSpec,
+        factor: _Factor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, int]:
+        b_dim, tensor_dims = in_dims[0], in_dims[4:]
+        if all(dim is None for dim in tensor_dims):
+            assert b_dim is not None
+            columns = b.movedim(b_dim, -1)  # (n, B) or (n, k, B)
+            block = columns.reshape(columns.shape[0], -1)
+            solution = _Solve.apply(block, transpose, treespec, factor, *tensors)
+            return solution.reshape(columns.shape), columns.ndim - 1
+        solutions = []
+        for i in range(info.batch_size):
+            b_i = b if b_dim is None else b.select(b_dim, i)
+            one = [
+                tensor if dim is None else tensor.select(dim, i)
+                for tensor, dim in zip(tensors, tensor_dims, strict=True)
+            ]
+            # Another matrix: its own factor.
+            solutions.append(_Solve.apply(b_i, transpose, treespec, _Factor(factor.solver), *one))
+        return torch.stack(solutions), 0
+
+
+def _refuse_hidden_tensors(operator: LinearOperator) -> None:
+    for operand in operator.operands:
+        _refuse_hidden_tensors(operand)
+    for name, value in operator.__dict__.items():
+        if name in operator._parameters or not callable(value):
+            continue
+        for tensor in _closed_over(value, set()):
+            traced = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            if traced or (tensor.requires_grad and torch.is_grad_enabled()):
+                raise ValueError(
+                    f"the {name} of {operator!r} closes over a tensor of shape "
+                    f"{tuple(tensor.shape)} that is being differentiated or mapped; its derivative "
+                    "through the inverse would be a silent zero: hand it over as an argument, "
+                    "e.g. Hessian(loss, y, x) with loss(y, x)"
+                )
+
+
+def _closed_over(value: Any, seen: set[int]) -> list[Tensor]:
+    """Tensors that a function reaches: by its closure, its defaults, a partial, or a module."""
+    if id(value) in seen:
+        return []
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, torch.nn.Module):
+        return [*value.parameters(), *value.buffers()]
+    parts: list[Any] = []
+    if isinstance(value, partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, types.MethodType):
+        parts = [value.__func__, value.__self__]
+    elif isinstance(value, types.FunctionType):
+        cells = value.__closure__ or ()
+        parts = [cell.cell_contents for cell in cells if _filled(cell)]
+        parts += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    elif isinstance(value, (list, tuple, dict)):
+        parts = pytree.tree_leaves(value)
+    elif isinstance(value, LinearOperator):
+        parts = [*value.tensors]
+    return [tensor for part in parts for tensor in _closed_over(part, seen)]
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:  # a name that is not bound yet
+        return False
+    return True

@@ -1,0 +1,179 @@
+"""A batch of operators of one kind, applied by one vmapped product: `Stacked`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from operators.cost import Cost
+from operators.linear_operator import LinearOperator
+from operators.space import Space
+from operators.structure import Structure
+
+
+class Stacked(LinearOperator):
+    """``diag(A_1, ..., A_B)`` of operators that differ in their tensors alone.
+
+    A vector is a batch: ``S @ V`` of ``(B, n)`` gives ``(B, m)``, row b by ``A_b``. For operators
+    over nested structures each leaf has B as its leading axis.
+
+    Parameters
+    ----------
+    operators
+        ``A_1, ..., A_B``: of one class, with tensors of one shape, and alike in all else (the same
+        function, the same pattern, the same number of terms).
+
+    Raises
+    ------
+    ValueError
+        There is none, or two of them differ in more than their tensors.
+    FalseClaimError
+        A claim of one of them is false.
+
+    Notes
+    -----
+    The tensors are copied into one stack. For operators that are already stacked, as
+    ``torch.func.vmap`` returns them, there is `of`. Facts are those that all of them share.
+
+    Examples
+    --------
+    >>> import torch, operators as ops
+    >>> S = Stacked(
+    ...     [ops.Diagonal(torch.tensor([1.0, 2.0])), ops.Diagonal(torch.tensor([3.0, 4.0]))]
+    ... )
+    >>> S @ torch.ones(2, 2)
+    tensor([[1., 2.],
+            [3., 4.]])
+    >>> S[1].to_dense()
+    tensor([[3., 0.],
+            [0., 4.]])
+    """
+
+    _parameters = ("batched",)
+
+    def __init__(self, operators: Sequence[LinearOperator]) -> None:
+        if not operators:
+            raise ValueError("operators is empty; expected at least one")
+        for b, operator in enumerate(operators):
+            _check_alike(operators[0], operator, b)
+            operator.check_claims()
+        stack: Callable[..., Tensor] = lambda *leaves: torch.stack(leaves)  # noqa: E731
+        batched = pytree.tree_map(stack, *operators)
+        structure = reduce(Structure.meet, (operator.structure for operator in operators))
+        self._hold(batched, len(operators), structure)
+
+    @classmethod
+    def of(cls, batched: LinearOperator) -> Stacked:
+        """The batch of an operator whose tensors all have a leading axis B.
+
+        Such a one is what ``torch.func.vmap(lambda M: ops.Dense(M))(matrices)`` returns.
+
+        Raises
+        ------
+        ValueError
+            The tensors have no common leading axis.
+        """
+        sizes = {tensor.shape[:1] for tensor in batched.tensors}
+        if len(sizes) != 1 or torch.Size([]) in sizes:
+            raise ValueError(
+                f"the tensors of batched {batched!r} have leading axes {sorted(sizes)}; "
+                "expected one common axis"
+            )
+        stacked = object.__new__(cls)
+        stacked._hold(batched, sizes.pop()[0], batched.structure)
+        return stacked
+
+    def _hold(self, batched: LinearOperator, count: int, structure: Structure) -> None:
+        domain, codomain = (_times(count, s) for s in (batched.domain, batched.codomain))
+        LinearOperator.__init__(self, domain, codomain, structure)
+        self.batched, self.count = batched, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> LinearOperator:
+        """``A_b``, counted from 0."""
+        if not -self.count <= index < self.count:
+            raise IndexError(f"index {index} for a stack of {self.count}")
+        member: LinearOperator = pytree.tree_map(lambda tensor: tensor[index], self.batched)
+        return member
+
+    @property
+    def operands(self) -> tuple[LinearOperator, ...]:
+        """None: what it holds is a batch, not an operator that can be applied by itself."""
+        return ()
+
+    @property
+    def block_diagonal(self) -> bool:
+        """True."""
+        return True
+
+    def _each(self, function: Callable[..., Any], *batches: Tensor) -> Any:
+        return torch.func.vmap(function)(self.batched, *batches)
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        batch = torch.func.vmap(self.batched.domain.ravel)(self.domain.unravel(v))
+        image = self._each(lambda A, x: A._matvec(x), batch)
+        return self.codomain.ravel(torch.func.vmap(self.batched.codomain.unravel)(image))
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        if not (self.batched.domain.is_flat and self.batched.codomain.is_flat):
+            return super()._matmat(block)
+        batch = block.reshape(self.count, -1, block.shape[1])
+        return self._each(lambda A, x: A._matmat(x), batch).reshape(-1, block.shape[1])
+
+    def _transpose(self) -> LinearOperator:
+        transposed = object.__new__(Stacked)
+        transposed._hold(self._each(lambda A: A.T), self.count, self.structure.transpose())
+        return transposed
+
+    def _cost(self) -> Cost:
+        return self.count * self.batched.cost
+
+    def _exact_diagonal(self) -> Tensor | None:
+        if self[0]._exact_diagonal() is None:
+            return None
+        rows = self._each(lambda A: A._exact_diagonal())
+        return self.domain.ravel(torch.func.vmap(self.batched.domain.unravel)(rows))
+
+    def _exact_trace(self) -> Tensor | None:
+        if self[0]._exact_trace() is None:
+            return None
+        traces: Tensor = self._each(lambda A: A._exact_trace())
+        return traces.sum()
+
+    def _exact_logdet(self) -> Tensor | None:
+        if self[0]._exact_logdet() is None:
+            return None
+        logdets: Tensor = self._each(lambda A: A._exact_logdet())
+        return logdets.sum()
+
+    def _describe(self) -> str:
+        return f"{self.count} of {self.batched!r}"
+
+
+def _times(count: int, space: Space) -> Space:
+    shapes = tuple(torch.Size([count, *shape]) for shape in space.shapes)
+    return Space(space.treespec, shapes, space.dtype, space.device)
+
+
+def _check_alike(first: LinearOperator, other: LinearOperator, index: int) -> None:
+    name = f"operators[{index}]"
+    if not isinstance(other, LinearOperator):
+        raise TypeError(f"{name} is a {type(other).__name__}; expected an operator")
+    # What an operator does may depend on whether it is symmetric, unlike on its other facts.
+    same = (
+        pytree.tree_structure(first) == pytree.tree_structure(other)
+        and first.symmetric == other.symmetric
+        and [t.shape for t in first.tensors] == [t.shape for t in other.tensors]
+    )
+    if not same:
+        raise ValueError(
+            f"{name} is {other!r}, but operators[0] is {first!r}: they differ in more than the "
+            "values of their tensors; a batch of unlike operators is BlockDiagonal"
+        )
