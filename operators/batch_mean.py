@@ -77,7 +77,6 @@ class BatchMean(LinearOperator):
     def _chunks(self) -> Iterator[tuple[float, LinearOperator]]:
         for start in range(0, self.count, self.chunk_size):
             stop = min(start + self.chunk_size, self.count)
-            # An integer range: slicing with the loop's values would keep them alive in the closure.
             chunk = pytree.tree_map(lambda leaf, i=start, j=stop: leaf[i:j], self.batch)
             yield (stop - start) / self.count, self.operator_of(chunk, *self.args)
 

@@ -159,7 +159,7 @@ class Linearization(Jacobian):
         def record() -> tuple[Tree, Any]:
             backward = self._pullback()
             zero = self.codomain.unravel(v.new_zeros(self.shape[0]))
-            return torch.func.vjp(lambda w: backward(w)[0], zero)
+            return torch.func.vjp(lambda w: backward(w)[0], zero)[:2]
 
         self._forward = self._forward or _Kept()
         pushforward = self._forward.get(pytree.tree_leaves((self.y, self.args)), record)
@@ -169,7 +169,7 @@ class Linearization(Jacobian):
         self._backward = self._backward or _Kept()
         return self._backward.get(
             pytree.tree_leaves((self.y, self.args)),
-            lambda: torch.func.vjp(self._at_args, self.y),
+            lambda: torch.func.vjp(self._at_args, self.y)[:2],
         )
 
     def _cost(self) -> Cost:

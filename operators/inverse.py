@@ -154,10 +154,8 @@ class _Solve(torch.autograd.Function):
         b_bar = _Solve.apply(x_bar, not ctx.transpose, ctx.treespec, ctx.factor, *tensors)
         gradients: tuple[Tensor | None, ...] = (None,) * len(tensors)
         if any(ctx.needs_input_grad[4:]):
-            pullback = torch.func.vjp(partial(_product, ctx.treespec, ctx.transpose, x), *tensors)[
-                1
-            ]
-            gradients = pullback(-b_bar)
+            product = partial(_product, ctx.treespec, ctx.transpose, x)
+            gradients = torch.func.vjp(product, *tensors)[1](-b_bar)
         return b_bar, None, None, None, *gradients
 
     @staticmethod

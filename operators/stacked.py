@@ -62,8 +62,7 @@ class Stacked(LinearOperator):
         for b, operator in enumerate(operators):
             _check_alike(operators[0], operator, b)
             operator.check_claims()
-        stack: Callable[..., Tensor] = lambda *leaves: torch.stack(leaves)  # noqa: E731
-        batched = pytree.tree_map(stack, *operators)
+        batched = pytree.tree_map(lambda *leaves: torch.stack(leaves), *operators)
         structure = reduce(Structure.meet, (operator.structure for operator in operators))
         self._hold(batched, len(operators), structure)
 

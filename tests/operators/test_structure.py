@@ -168,7 +168,7 @@ class TestOneOperator:
 
     def test_congruence_of_any_shape(self, structure):
         frames = [torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)]
-        frames += [torch.tensor([[1.0], [-1.0]], dtype=torch.float64)] + POOL
+        frames += [torch.tensor([[1.0], [-1.0]], dtype=torch.float64), *POOL]
         products = [j.T @ a @ j for a in having(structure) for j in frames]
         assert claims(structure.congruence()) == common(products)
 
