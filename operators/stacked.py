@@ -123,8 +123,8 @@ class Stacked(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         if not (self.batched.domain.is_flat and self.batched.codomain.is_flat):
             return super()._matmat(block)
-        batch = block.reshape(self.count, -1, block.shape[1])
-        return self._each(lambda A, x: A._matmat(x), batch).reshape(-1, block.shape[1])
+        batch = block.reshape(self.count, self.batched.shape[1], block.shape[1])
+        return self._each(lambda A, x: A._matmat(x), batch).reshape(self.shape[0], block.shape[1])
 
     def _transpose(self) -> LinearOperator:
         transposed = object.__new__(Stacked)

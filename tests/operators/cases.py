@@ -1,0 +1,241 @@
+"""Every operator, as a function of its tensors, beside its matrix as a function of the same.
+
+The matrix is written out by hand, in torch, so that torch.func differentiates it too: what
+`test_contract.py` asks of an operator, values and derivatives alike, is asked of the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import operators as ops
+import solvers
+from operators import LinearOperator, Space
+
+Parameters = dict[str, Tensor]
+
+
+class Numbers:
+    """Reproducible float64 samples, converted to a dtype."""
+
+    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+        self.generator, self.dtype = torch.Generator().manual_seed(seed), dtype
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
+
+    def spd(self, n: int) -> Tensor:
+        root = torch.randn((n, n), generator=self.generator, dtype=torch.float64)
+        return (root @ root.T / n + torch.eye(n, dtype=torch.float64)).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`draw(n, numbers)` gives tensors; `build` and `matrix` the two forms of one linear map."""
+
+    draw: Callable[[int, Numbers], Parameters]
+    build: Callable[[Parameters], LinearOperator]
+    matrix: Callable[[Parameters], Tensor]
+    # Derivatives that exist by the operator's definition, and are asked for: 0, 1 or 2.
+    order: int = 2
+    # Whether it can be built inside vmap over its tensors.
+    batched: bool = True
+
+
+CASES: dict[str, Case] = {}
+
+
+def eye(like: Tensor, n: int) -> Tensor:
+    return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
+def tree(v: Tensor) -> dict[str, Tensor]:
+    """Nested structure of a vector: all but the last entry under a, as a row; the last under b."""
+    return {"a": v[None, :-1], "b": v[-1]}
+
+
+def flat(nested: dict[str, Tensor]) -> Tensor:
+    return torch.cat([nested["a"][0], nested["b"][None]])
+
+
+def nested_space(like: Tensor, n: int) -> Space:
+    return Space.of(tree(torch.zeros(n, dtype=like.dtype, device=like.device)))
+
+
+# --- held entry by entry --------------------------------------------------------------------------
+
+CASES["Dense"] = Case(lambda n, r: {"M": r(n, n)}, lambda p: ops.Dense(p["M"]), lambda p: p["M"])
+CASES["Dense wide"] = Case(
+    lambda n, r: {"M": r(n, n + 2)}, lambda p: ops.Dense(p["M"]), lambda p: p["M"]
+)
+CASES["Dense symmetric"] = Case(
+    lambda n, r: {"M": r(n, n)},
+    lambda p: ops.Dense(p["M"] + p["M"].T, symmetric=True),
+    lambda p: p["M"] + p["M"].T,
+)
+CASES["Dense triangular, transposed"] = Case(
+    lambda n, r: {"M": r(n, n)},
+    lambda p: ops.Dense(p["M"].tril(), lower_triangular=True).T,
+    lambda p: p["M"].tril().T,
+)
+CASES["Diagonal"] = Case(
+    lambda n, r: {"d": r(n)}, lambda p: ops.Diagonal(p["d"]), lambda p: torch.diag(p["d"])
+)
+CASES["Diagonal, nested"] = Case(
+    lambda n, r: {"d": r(n)},
+    lambda p: ops.Diagonal(p["d"], nested_space(p["d"], p["d"].shape[0])),
+    lambda p: torch.diag(p["d"]),
+)
+CASES["multiple of Identity"] = Case(
+    lambda n, r: {"c": r()},
+    lambda p: p["c"] * ops.Identity(4, p["c"].dtype),
+    lambda p: p["c"] * eye(p["c"], 4),
+)
+CASES["LowRankPlusDiagonal"] = Case(
+    lambda n, r: {"U": r(2, n), "d": r(n), "w": r(2)},
+    lambda p: ops.LowRankPlusDiagonal(p["U"], p["d"], p["w"]),
+    lambda p: torch.diag(p["d"]) + p["U"].T @ torch.diag(p["w"]) @ p["U"],
+)
+CASES["EmpiricalFisher, nested"] = Case(
+    lambda n, r: {"g": r(3, n)},
+    lambda p: ops.EmpiricalFisher(p["g"], 0.5, space=nested_space(p["g"], p["g"].shape[1])),
+    lambda p: p["g"].T @ p["g"] / 3 + 0.5 * eye(p["g"], p["g"].shape[1]),
+)
+
+# --- algebra --------------------------------------------------------------------------------------
+
+CASES["Sum"] = Case(
+    lambda n, r: {"A": r(n, n), "B": r(n, n), "d": r(n)},
+    lambda p: ops.Dense(p["A"]) - ops.Dense(p["B"]) + ops.Diagonal(p["d"]),
+    lambda p: p["A"] - p["B"] + torch.diag(p["d"]),
+)
+CASES["Scaled"] = Case(
+    lambda n, r: {"A": r(n, n + 1), "c": r()},
+    lambda p: p["c"] * ops.Dense(p["A"]) / 2,
+    lambda p: p["c"] * p["A"] / 2,
+)
+CASES["shift"] = Case(
+    lambda n, r: {"A": r(n, n), "c": r()},
+    lambda p: ops.Dense(p["A"]) + p["c"] * ops.Identity(p["A"].shape[0]),
+    lambda p: p["A"] + p["c"] * eye(p["A"], p["A"].shape[0]),
+)
+CASES["Product"] = Case(
+    lambda n, r: {"A": r(n + 1, n), "B": r(n, n + 2), "d": r(n)},
+    lambda p: ops.Dense(p["A"]) @ ops.Diagonal(p["d"]) @ ops.Dense(p["B"]),
+    lambda p: p["A"] @ torch.diag(p["d"]) @ p["B"],
+)
+CASES["Gram"] = Case(
+    lambda n, r: {"J": r(n + 1, n)},
+    lambda p: ops.Gram(ops.Dense(p["J"])),
+    lambda p: p["J"].T @ p["J"],
+)
+CASES["Gram by itself"] = Case(
+    lambda n, r: {"J": r(n, n)},
+    lambda p: (lambda A: 3.0 * A.T @ A)(ops.Dense(p["J"]) + ops.Identity(p["J"].shape[0])),
+    lambda p: (lambda A: 3.0 * A.T @ A)(p["J"] + eye(p["J"], p["J"].shape[0])),
+)
+CASES["Gram with a weight"] = Case(
+    lambda n, r: {"J": r(n + 1, n), "W": r(n + 1, n + 1)},
+    lambda p: ops.Gram(ops.Dense(p["J"]), ops.Dense(p["W"])),
+    lambda p: p["J"].T @ p["W"] @ p["J"],
+)
+CASES["Inverse"] = Case(
+    lambda n, r: {"A": r(n, n) / n + 2 * torch.eye(n, dtype=r.dtype)},
+    lambda p: ops.Inverse(ops.Dense(p["A"]), solvers.DenseLU()),
+    lambda p: torch.linalg.inv(p["A"]),
+)
+CASES["Inverse of a sum, transposed"] = Case(
+    lambda n, r: {"A": r(n, n) / n, "d": r(n) ** 2},
+    lambda p: ops.Inverse(ops.Dense(p["A"]) + ops.Diagonal(2 + p["d"]), solvers.DenseLU()).T,
+    lambda p: torch.linalg.inv(p["A"] + torch.diag(2 + p["d"])).T,
+)
+CASES["Stacked"] = Case(
+    lambda n, r: {"A": r(3, n, n), "d": r(3, n)},
+    lambda p: ops.Stacked(
+        [ops.Dense(A) + ops.Diagonal(d) for A, d in zip(p["A"], p["d"], strict=True)]
+    ),
+    lambda p: torch.block_diag(*[A + torch.diag(d) for A, d in zip(p["A"], p["d"], strict=True)]),
+)
+
+# --- from functions -------------------------------------------------------------------------------
+
+
+def residual(y: Tensor, x: Tensor) -> Tensor:
+    """``(x_i sin y_i + y_{i+1}^3, sum y)``"""
+    return torch.cat([x * torch.sin(y) + y.roll(-1) ** 3, y.sum()[None]])
+
+
+def residual_matrix(p: Parameters) -> Tensor:
+    n = p["y"].shape[0]
+    ahead = eye(p["y"], n).roll(1, 1)  # (ahead y)_i = y_{i+1}
+    square = torch.diag(p["x"] * torch.cos(p["y"])) + ahead @ torch.diag(3 * p["y"] ** 2)
+    return torch.cat([square, torch.ones(1, n, dtype=square.dtype)])
+
+
+def loss(y: dict[str, Tensor], x: Tensor) -> Tensor:
+    """``sum_i (x_i y_i^4 / 12) + (sum_i x_i y_i)^2 / 2`` over a nested y."""
+    v = flat(y)
+    return (x * v**4).sum() / 12 + (x * v).sum() ** 2 / 2
+
+
+def loss_hessian(p: Parameters) -> Tensor:
+    return torch.diag(p["x"] * p["y"] ** 2) + torch.outer(p["x"], p["x"])
+
+
+def loss_cross(p: Parameters) -> Tensor:
+    """``d^2 f / dx_i dy_j``."""
+    x, y = p["x"], p["y"]
+    return torch.diag(y**3 / 3 + (x * y).sum()) + torch.outer(y, x)
+
+
+def points(n: int, r: Numbers) -> Parameters:
+    return {"y": r(n), "x": r(n)}
+
+
+CASES["Jacobian"] = Case(points, lambda p: ops.Jacobian(residual, p["y"], p["x"]), residual_matrix)
+CASES["Jacobian, transposed"] = Case(
+    points, lambda p: ops.Jacobian(residual, p["y"], p["x"]).T, lambda p: residual_matrix(p).T
+)
+CASES["Linearization"] = Case(
+    points, lambda p: ops.Linearization(residual, p["y"], p["x"]), residual_matrix
+)
+CASES["Gauss-Newton by hand"] = Case(
+    points,
+    lambda p: (lambda J: J.T @ J)(ops.Linearization(residual, p["y"], p["x"])),
+    lambda p: (lambda J: J.T @ J)(residual_matrix(p)),
+)
+CASES["Hessian, nested"] = Case(
+    points, lambda p: ops.Hessian(loss, tree(p["y"]), p["x"]), loss_hessian
+)
+CASES["Hessian forward, nested"] = Case(
+    points, lambda p: ops.Hessian(loss, tree(p["y"]), p["x"], mode="forward"), loss_hessian
+)
+CASES["CrossDerivative, nested"] = Case(
+    points, lambda p: ops.CrossDerivative(loss, tree(p["y"]), p["x"]), loss_cross
+)
+CASES["FunctionOperator"] = Case(
+    lambda n, r: {"a": r(n)},
+    lambda p: ops.FunctionOperator(
+        lambda v, a: {"product": a * v.roll(1), "sum": v.sum()}, torch.zeros_like(p["a"]), p["a"]
+    ),
+    lambda p: torch.cat(
+        [
+            torch.diag(p["a"]) @ eye(p["a"], p["a"].shape[0]).roll(1, 0),
+            torch.ones(1, p["a"].shape[0], dtype=p["a"].dtype),
+        ]
+    ),
+)
+CASES["BatchMean"] = Case(
+    lambda n, r: {"X": r(5, n), "y": r(n)},
+    lambda p: ops.BatchMean(
+        lambda chunk, y: ops.Hessian(lambda y, X: ((X @ y) ** 4).mean() / 12, y, chunk),
+        p["X"],
+        p["y"],
+        chunk_size=2,
+    ),
+    lambda p: p["X"].T @ torch.diag((p["X"] @ p["y"]) ** 2) @ p["X"] / 5,
+)
