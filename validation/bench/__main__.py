@@ -1,0 +1,48 @@
+"""Benchmarks: ratios in one process, the rivals in turn, medians of several runs.
+
+    python -m validation.bench [GROUP ...] [--threads N] [--repeats N]
+
+Machines are noisy: quote the ratio, not the seconds. The ratios are also written to
+``runs/validation/bench.h5``.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import threadpoolctl
+import torch
+
+from validation.bench import curvature, nhgd
+from validation.bench.timing import Bench
+
+GROUPS = {
+    "nhgd": (nhgd.fisher_inverse, nhgd.hessian_modes),
+    "curvature": (curvature.hessian_product,),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m validation.bench", description=__doc__)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args(arguments)
+    unknown = set(options.groups) - set(GROUPS)
+    if unknown:
+        parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    torch.set_num_threads(options.threads)
+    bench = Bench(options.repeats)
+    bench.console.print(
+        f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats\n"
+    )
+    for pool in threadpoolctl.threadpool_info():
+        bench.console.print(f"{pool['internal_api']}: {pool['num_threads']} threads")
+    for group in options.groups or GROUPS:
+        for comparison in GROUPS[group]:
+            comparison(bench)
+
+
+if __name__ == "__main__":
+    main()
