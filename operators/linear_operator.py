@@ -274,7 +274,10 @@ class LinearOperator(ABC):
             self.check_claims()
         if isinstance(other, Tensor) and (self.domain.is_flat or not self.domain.holds(other)):
             self._check_tensor(other)
-            return self._matvec(other) if other.ndim == 1 else self._matmat(other)
+            if other.ndim == 1:
+                return self._matvec(other)
+            empty = other.shape[1] == 0
+            return other.new_zeros(self.shape[0], 0) if empty else self._matmat(other)
         return self.codomain.unravel(self._matvec(self.domain.ravel(other, "the argument")))
 
     def __rmatmul__(self, other: Any) -> Any:

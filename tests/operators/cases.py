@@ -239,3 +239,220 @@ CASES["BatchMean"] = Case(
     ),
     lambda p: p["X"].T @ torch.diag((p["X"] @ p["y"]) ** 2) @ p["X"] / 5,
 )
+
+# --- Kronecker, blocks, permutations --------------------------------------------------------------
+
+CASES["Kronecker"] = Case(
+    lambda n, r: {"A": r(n, 2), "B": r(2, 3), "d": r(2)},
+    lambda p: ops.Kronecker(ops.Dense(p["A"]), ops.Dense(p["B"]), ops.Diagonal(p["d"])),
+    lambda p: torch.kron(torch.kron(p["A"], p["B"]), torch.diag(p["d"])),
+)
+CASES["Kronecker, square, scaled"] = Case(
+    lambda n, r: {"A": r(n, n), "B": r(2, 2), "c": r()},
+    lambda p: p["c"] * ops.Kronecker(ops.Dense(p["A"]), ops.Dense(p["B"])),
+    lambda p: p["c"] * torch.kron(p["A"], p["B"]),
+)
+CASES["KroneckerSum"] = Case(
+    lambda n, r: {"A": r(n, n), "B": r(2, 2)},
+    lambda p: ops.KroneckerSum(ops.Dense(p["A"]), ops.Dense(p["B"])),
+    lambda p: torch.kron(p["A"], eye(p["B"], 2)) + torch.kron(eye(p["A"], p["A"].shape[0]), p["B"]),
+)
+CASES["BlockDiagonal"] = Case(
+    lambda n, r: {"A": r(n, 2), "d": r(n)},
+    lambda p: ops.BlockDiagonal(ops.Dense(p["A"]), ops.Diagonal(p["d"])),
+    lambda p: torch.block_diag(p["A"], torch.diag(p["d"])),
+)
+CASES["Block"] = Case(
+    lambda n, r: {"A": r(n, 2), "B": r(n, n), "C": r(1, n)},
+    lambda p: ops.Block([[ops.Dense(p["A"]), ops.Dense(p["B"])], [None, ops.Dense(p["C"])]]),
+    lambda p: torch.cat(
+        [torch.cat([p["A"], p["B"]], 1), torch.cat([torch.zeros_like(p["C"][:, :2]), p["C"]], 1)]
+    ),
+)
+CASES["Saddle"] = Case(
+    lambda n, r: {"B": r(n, n), "G": r(2, n)},
+    lambda p: ops.Saddle(ops.Dense(p["B"] + p["B"].T, symmetric=True), ops.Dense(p["G"])),
+    lambda p: torch.cat(
+        [
+            torch.cat([p["B"] + p["B"].T, p["G"].T], 1),
+            torch.cat([p["G"], torch.zeros_like(p["G"][:, :2])], 1),
+        ]
+    ),
+)
+CASES["Permutation"] = Case(
+    lambda n, r: {"A": r(n, n)},
+    lambda p: ops.Permutation(torch.arange(p["A"].shape[0]).roll(1)) @ ops.Dense(p["A"]),
+    lambda p: p["A"].roll(1, 0),
+)
+
+# --- sparse ---------------------------------------------------------------------------------------
+
+
+def cycle(n: int) -> ops.Pattern:
+    """The diagonal and the next entry to the right, cyclically."""
+    i = torch.arange(n)
+    return ops.Pattern.of(torch.cat([i, i]), torch.cat([i, (i + 1) % n]), (n, n))[0]
+
+
+def cyclic(values: Tensor) -> Tensor:
+    pattern = cycle(values.shape[0] // 2)
+    zero = torch.zeros(pattern.shape, dtype=values.dtype)
+    return zero.index_put((pattern.rows, pattern.columns), values)
+
+
+CASES["Sparse"] = Case(
+    lambda n, r: {"a": r(2 * n)},
+    lambda p: ops.Sparse(p["a"], cycle(p["a"].shape[0] // 2)),
+    lambda p: cyclic(p["a"]),
+)
+CASES["Sparse, A.T @ A + d"] = Case(
+    lambda n, r: {"a": r(2 * n), "d": r(n)},
+    lambda p: (
+        (lambda A: A.T @ A)(ops.Sparse(p["a"], cycle(p["a"].shape[0] // 2))) + ops.Diagonal(p["d"])
+    ),
+    lambda p: (lambda A: A.T @ A)(cyclic(p["a"])) + torch.diag(p["d"]),
+)
+CASES["Sparse, product and sum"] = Case(
+    lambda n, r: {"a": r(2 * n), "b": r(2 * n), "d": r(n), "c": r()},
+    lambda p: (lambda A, B: p["c"] * (A @ ops.Diagonal(p["d"]) @ B.T - B))(
+        *(ops.Sparse(p[name], cycle(p[name].shape[0] // 2)) for name in ("a", "b"))
+    ),
+    lambda p: (lambda A, B: p["c"] * (A @ torch.diag(p["d"]) @ B.T - B))(
+        cyclic(p["a"]), cyclic(p["b"])
+    ),
+)
+CASES["Jacobian @ Sparse"] = Case(
+    lambda n, r: {"y": r(n), "x": r(n), "a": r(2 * n)},
+    lambda p: ops.Jacobian(residual, p["y"], p["x"]) @ ops.Sparse(p["a"], cycle(p["y"].shape[0])),
+    lambda p: residual_matrix(p) @ cyclic(p["a"]),
+)
+
+# --- curvature of models --------------------------------------------------------------------------
+
+
+def classifier(y: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """Logits of three classes, from a nested y."""
+    return torch.tanh(inputs @ flat(y)[:, None]) * torch.tensor([1.0, -1.0, 0.5]).to(inputs)
+
+
+def logits_jacobian(y: Tensor, inputs: Tensor) -> Tensor:
+    """``(N, 3, d)``."""
+    slope = 1 - torch.tanh(inputs @ y) ** 2
+    weight = torch.tensor([1.0, -1.0, 0.5]).to(inputs)
+    return slope[:, None, None] * weight[None, :, None] * inputs[:, None, :]
+
+
+def categorical(p: Parameters) -> Tensor:
+    """``(1/N) sum_n J_n^T (diag(p_n) - p_n p_n^T) J_n``"""
+    J = logits_jacobian(p["y"], p["X"])
+    chances = torch.softmax(classifier(tree(p["y"]), p["X"]), 1)
+    inner = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None, :]
+    return torch.einsum("nci,ncd,ndj->ij", J, inner, J) / p["X"].shape[0]
+
+
+def data(n: int, r: Numbers) -> Parameters:
+    return {"y": r(n), "X": r(5, n)}
+
+
+CASES["GaussNewton"] = Case(
+    data,
+    lambda p: ops.GaussNewton(
+        classifier, "cross-entropy", tree(p["y"]), p["X"], torch.tensor([0, 1, 2, 0, 1])
+    ),
+    categorical,
+)
+CASES["GaussNewton of a general loss, in chunks, damped"] = Case(
+    data,
+    lambda p: ops.GaussNewton(
+        classifier,
+        lambda outputs, targets: ((outputs - targets) ** 4).mean(0).sum(),
+        tree(p["y"]),
+        p["X"],
+        torch.zeros(5, 3, dtype=p["X"].dtype),
+        chunk_size=2,
+        damping=0.5,
+    ),
+    lambda p: (
+        torch.einsum(
+            "nci,nc,ncj->ij",
+            logits_jacobian(p["y"], p["X"]),
+            12 * classifier(tree(p["y"]), p["X"]) ** 2 / 5,
+            logits_jacobian(p["y"], p["X"]),
+        )
+        + 0.5 * eye(p["y"], p["y"].shape[0])
+    ),
+)
+CASES["Fisher"] = Case(
+    data,
+    lambda p: ops.Fisher(classifier, "categorical", tree(p["y"]), p["X"], damping=0.25),
+    lambda p: categorical(p) + 0.25 * eye(p["y"], p["y"].shape[0]),
+)
+CASES["DiagonalFisher"] = Case(
+    lambda n, r: {"v": r(n) ** 2},
+    lambda p: ops.DiagonalFisher(p["v"], damping=0.5),
+    lambda p: torch.diag(p["v"] + 0.5),
+)
+
+# --- quasi-Newton and windows ---------------------------------------------------------------------
+
+CASES["LowRankUpdate"] = Case(
+    lambda n, r: {"U": r(2, n), "V": r(2, n), "a": r()},
+    lambda p: ops.LowRankUpdate(p["U"], p["V"], p["a"]),
+    lambda p: p["a"] * eye(p["U"], p["U"].shape[1]) + p["U"].T @ p["V"],
+)
+CASES["MFACInverse"] = Case(
+    lambda n, r: {"g": r(3, n)},
+    lambda p: ops.MFACInverse(p["g"], 0.5),
+    lambda p: torch.linalg.inv(p["g"].T @ p["g"] / 3 + 0.5 * eye(p["g"], p["g"].shape[1])),
+)
+
+
+def bfgs(p: Parameters) -> Tensor:
+    """``H <- (I - s y^T / s^T y) H (I - y s^T / s^T y) + s s^T / s^T y``, pair by pair."""
+    identity = eye(p["s"], p["s"].shape[1])
+    H = p["c"] ** 2 * identity
+    for s, y in zip(p["s"], partners(p), strict=True):
+        left = identity - torch.outer(s, y) / (s @ y)
+        H = left @ H @ left.T + torch.outer(s, s) / (s @ y)
+    return H
+
+
+def partners(p: Parameters) -> Tensor:
+    """Differences of positive curvature: ``y = s + t (t^T s) / 9``."""
+    return p["s"] + p["t"] * (p["t"] * p["s"]).sum(1, keepdim=True) / 9
+
+
+CASES["LBFGSInverse"] = Case(
+    lambda n, r: {"s": r(2, n), "t": r(2, n), "c": r()},
+    lambda p: ops.LBFGSInverse(p["s"], partners(p), p["c"] ** 2),
+    bfgs,
+)
+
+
+def layer(n: int, like: Tensor) -> Space:
+    return Space.of({"out.weight": torch.zeros(2, n, dtype=like.dtype)})
+
+
+def factors(p: Parameters) -> dict[str, tuple[Tensor, Tensor]]:
+    return {"out": (p["s"] @ p["s"].T / 3, p["a"] @ p["a"].T / 3)}
+
+
+def factored(p: Parameters) -> Tensor:
+    """``(S + (l^(1/2) / pi) I) (x) (A + pi l^(1/2) I)`` with l = 0.25."""
+    S, A = factors(p)["out"]
+    pi = ((A.trace() / A.shape[0]) / (S.trace() / S.shape[0])).sqrt()
+    return torch.kron(S + 0.5 / pi * eye(S, len(S)), A + 0.5 * pi * eye(A, len(A)))
+
+
+CASES["KFAC"] = Case(
+    lambda n, r: {"s": r(2, 3), "a": r(n, 3)},
+    lambda p: ops.KFAC(
+        factors(p), layer(p["a"].shape[0], p["a"]), damping=0.5, damping_style="tikhonov"
+    ),
+    lambda p: torch.kron(*factors(p)["out"]) + 0.5 * eye(p["a"], 2 * p["a"].shape[0]),
+)
+CASES["KFAC, factored damping"] = Case(
+    lambda n, r: {"s": r(2, 3), "a": r(n, 3)},
+    lambda p: ops.KFAC(factors(p), layer(p["a"].shape[0], p["a"]), damping=0.25),
+    factored,
+)
