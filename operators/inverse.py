@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from operators.cost import Cost
 from operators.linear_operator import LinearOperator
+from operators.tracing import forward_over_forward
 
 
 class Prepared(Protocol):
@@ -49,6 +50,9 @@ class Inverse(LinearOperator):
         A is not square; or, at a product that is to be differentiated, a function inside A closes
         over a tensor that is being differentiated: it would get a silent zero gradient, and has to
         be handed over as an argument (``Hessian(loss, y, x)``, not ``Hessian(lambda y: ..., y)``).
+    NotImplementedError
+        At a product under forward over forward mode, which torch gets wrong; forward over reverse,
+        reverse over forward and reverse over reverse are right.
 
     Notes
     -----
@@ -81,6 +85,11 @@ class Inverse(LinearOperator):
         self.operator, self.solver = operator, solver
 
     def _apply(self, b: Tensor, transpose: bool) -> Tensor:
+        if forward_over_forward():
+            raise NotImplementedError(
+                f"{self!r} under a jvp inside a jvp, where torch would drop derivatives without a "
+                "word (pytorch#197867); use forward over reverse, jacfwd(jacrev(f)), instead"
+            )
         tensors, treespec = pytree.tree_flatten(self.operator)
         if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
             _refuse_hidden_tensors(self.operator)

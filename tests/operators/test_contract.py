@@ -23,6 +23,7 @@ DTYPES = [torch.float32, torch.float64]
 ORDER_1 = [name for name, case in CASES.items() if case.order >= 1]
 ORDER_2 = [name for name, case in CASES.items() if case.order >= 2]
 BATCHED = [name for name, case in CASES.items() if case.batched]
+REFUSE_FORWARD_OVER_FORWARD = {"Inverse", "Inverse of a sum, transposed"}
 draws = given(seed=st.integers(0, 10**6), n=st.integers(2, 6))
 few = settings(deadline=None, max_examples=4)
 
@@ -223,6 +224,32 @@ class TestSecondDerivatives:
             return jvp(gradient, (p, v), moved)[1]
 
         close(along(by_operator), along(by_matrix))
+
+    @few
+    @draws
+    def test_forward_over_forward(self, name, seed, n):
+        """Right, or refused: torch gets it wrong for what is solved (pytorch#197867)."""
+        case, p, r = drawn(name, n, seed, torch.float64)
+        by_operator, by_matrix = products(case)
+        M = case.matrix(p)
+        v, u = r(M.shape[1]), r(M.shape[0])
+        moved = like((p, v), r)
+
+        def slope(p: Parameters, v: Tensor) -> Tensor:
+            along = lambda p, v: u @ by_operator(p, v)  # noqa: E731
+            return jvp(along, (p, v), moved)[1]
+
+        def gradient(p: Parameters, v: Tensor) -> Any:
+            return grad(lambda p, v: u @ by_matrix(p, v), (0, 1))(p, v)
+
+        turned = jvp(gradient, (p, v), moved)[1]
+        pairs = zip(pytree.tree_leaves(turned), pytree.tree_leaves(moved), strict=True)
+        expected = sum(((a * b).sum() for a, b in pairs), v.new_zeros(()))
+        if name in REFUSE_FORWARD_OVER_FORWARD:
+            with pytest.raises(NotImplementedError, match="jacfwd\\(jacrev"):
+                jvp(slope, (p, v), moved)
+        else:
+            close(jvp(slope, (p, v), moved)[1], expected, 1e5)
 
     @few
     @draws
