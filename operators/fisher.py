@@ -1,252 +1,215 @@
-"""The empirical Fisher matrix in factor form, from a batch or streamed along a trajectory.
+"""The Fisher matrix of a model's likelihood: exact (`Fisher`), or from drawn labels.
 
-A gradient (score) g contributes ``g g^T``; the rows are kept, the d x d matrix is not:
+For labels t that follow the model, ``p(t | f)`` with f the model's outputs, the scores
+``g = d(-log p(t | f)) / d y`` have the second moment
 
-    F = l I + sum_t w_t g_t g_t^T .
+    F = (1/N) sum_n w_n E_t[g_n g_n^T] = (1/N) sum_n w_n J_n^T H_n J_n .
 
-Storage is ``T d`` numbers instead of ``d^2``, and a solve a T x T system (`solvers.Woodbury`).
+Three matrices go by the name, and differ in the labels that they take. `Fisher` takes the
+expectation over the model's own, and equals the Gauss-Newton matrix of the mean negative
+log-likelihood. `SampledFisher` draws them, so that it is F in expectation. `EmpiricalFisher` takes
+the labels that were observed: no estimate of F unless they follow the model (Kunstner, Hennig and
+Balles, 2019, arXiv:1905.12558).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from operators.batch import batch_size, check_chunk_size, check_weights, chunks
+from operators.empirical_fisher import EmpiricalFisher
+from operators.empirical_fisher import FisherStream as FisherStream
+from operators.likelihood import Likelihood, likelihood_of
 from operators.linear_operator import Scalar
-from operators.low_rank import LowRankPlusDiagonal
+from operators.model_curvature import ModelCurvature, checked_damping
+from operators.module import as_function
+from operators.output_hessian import fisher_product
+from operators.scores import (
+    Model,
+    drawn_scores,
+    drawn_targets,
+    pulled_back,
+    scale_of_rows,
+    score_terms,
+)
 from operators.space import Space, Tree
 
 
-class EmpiricalFisher(LowRankPlusDiagonal):
-    """``F = damping I + sum_t w_t g_t g_t^T`` from gradients with the labels that were observed.
+class Fisher(ModelCurvature):
+    """``F = (1/M) sum_n w_n J_n^T H_n J_n + damping I``: exact, by products with the model.
 
-    It equals the Hessian of a negative log-likelihood only at the minimum of a well-specified
-    model with unit sample weights; elsewhere it is a surrogate (Kunstner, Hennig and Balles, 2019,
-    arXiv:1905.12558). `damping` is part of the operator and stays visible.
+    ``H_n`` is the Fisher information of the likelihood at the outputs: ``diag(p) - p p^T`` for a
+    categorical one, ``diag(p (1 - p))`` for Bernoulli, ``I / variance`` for a Gaussian. The labels
+    do not enter. M is the number of terms: N samples, times the positions where each has several.
 
     Parameters
     ----------
-    gradients
-        Rows ``g_t``, of shape ``(T, d)``.
-    damping
-        ``l >= 0``, one number.
+    model
+        ``model(y, inputs)``, or a `torch.nn.Module`, whose positional arguments a tuple of inputs
+        is.
+    likelihood
+        ``"categorical"`` (outputs are logits ``(N, C)`` or ``(N, C, ...)``), ``"bernoulli"``
+        (logits ``(N, ..., C)``), ``"gaussian"`` (means ``(N, ..., C)``, variance 1), a
+        `Likelihood` such as ``Gaussian(variance=0.1)``, or a loss of torch.nn that is one (see
+        `likelihood_of`).
+    y
+        Point; None for the parameters of a module that require gradients.
+    inputs
+        Nested tensors with a leading axis of length N.
     weights
-        ``w_t``, of shape ``(T,)``; by default ``1 / T``.
-    space
-        Space of the parameters; by default plain vectors ``(d,)``.
-
-    Raises
-    ------
-    ValueError
-        A shape does not fit, or damping is negative or not one number.
-
-    Examples
-    --------
-    >>> import torch
-    >>> F = EmpiricalFisher(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), damping=0.5)
-    >>> F.to_dense()
-    tensor([[1.0000, 0.0000],
-            [0.0000, 2.5000]])
-    """
-
-    def __init__(
-        self,
-        gradients: Tensor,
-        damping: Scalar = 0.0,
-        weights: Tensor | None = None,
-        *,
-        space: Space | None = None,
-    ) -> None:
-        if weights is None and gradients.ndim == 2:
-            count = gradients.shape[0]
-            weights = gradients.new_full((count,), 1.0 / max(count, 1))
-        super().__init__(gradients, damping, weights, space=space)
-        if self.diagonal_values.ndim != 0 or not bool(self.diagonal_values >= 0):
-            raise ValueError(f"damping={damping}; expected one number >= 0")
-
-    @classmethod
-    def from_samples(
-        cls,
-        sample_loss: Callable[[Tree, Tree], Tensor],
-        y: Tree,
-        samples: Tree,
-        damping: Scalar = 0.0,
-    ) -> EmpiricalFisher:
-        """``(1/B) sum_i grad l_i grad l_i^T`` over the B samples of a batch.
-
-        Parameters
-        ----------
-        sample_loss
-            ``l(y, sample)``, the negative log-likelihood of one sample, a scalar.
-        y
-            Parameters.
-        samples
-            Nested tensors with a leading axis of length B.
-        damping
-            ``l >= 0``.
-
-        Notes
-        -----
-        One vmapped gradient; holds ``B d`` numbers.
-        """
-        space = Space.of(y, "y")
-
-        def score(sample: Tree) -> Tensor:
-            return space.ravel(torch.func.grad(sample_loss)(y, sample))
-
-        return cls(torch.func.vmap(score)(samples), damping, space=space)
-
-    @property
-    def damping(self) -> Tensor:
-        """``l``, the multiple of the identity that is inside the operator."""
-        return self.diagonal_values
-
-    def effective_rank(self) -> float:
-        """``sum_i s_i / (s_i + l)``: how many directions the gradients hold above the damping.
-
-        `s_i` are the eigenvalues of ``sum_t w_t g_t g_t^T``. Off their span the operator is the
-        damping alone, and its inverse a multiple of the identity. Costs ``T^2 d``.
-        """
-        scaled = self.weights.clamp_min(0).sqrt()[:, None] * self.rows
-        eigenvalues = torch.linalg.eigvalsh(scaled @ scaled.T).clamp_min(0)
-        if not bool(self.diagonal_values > 0):
-            # What is zero comes out as rounding error, of either sign.
-            largest = float(eigenvalues.max()) if len(eigenvalues) else 0.0
-            noise = largest * max(self.rows.shape) * torch.finfo(self.dtype).eps
-            return float((eigenvalues > noise).sum())
-        return float((eigenvalues / (eigenvalues + self.diagonal_values)).sum())
-
-
-class FisherStream:
-    """Empirical Fisher of a stream of gradients: the state of NHGD, in factor form.
-
-    With ``rho = None`` (exact mean) the operator after T gradients is
-
-        F = (damping + initial / (T+1)) I + (1 / (T + [initial > 0])) sum_t g_t g_t^T ,
-
-    and with smoothing ``0 < rho < 1``
-
-        F = (damping + (1-rho)^T initial) I + sum_t rho (1-rho)^(T-t) g_t g_t^T .
-
-    `initial` is the ``H_0 = initial I`` of the recursions in the paper, which the average dilutes
-    or forgets; `damping` stands outside the average and never decays, so that the inverse stays
-    below ``1 / damping`` in directions that no gradient excites ("wind-up").
-
-    Parameters
-    ----------
-    space
-        Space of the parameters.
+        ``w_n >= 0``, of shape ``(N,)``: those of the samples in the mean negative log-likelihood
+        ``(1/N) sum_n w_n l_n``; by default ones.
+    chunk_size
+        Samples that go through the model at once, for memory; None for all, which is faster.
     damping
-        ``>= 0``, constant.
-    initial
-        ``>= 0``: the pseudo-sample ``H_0``.
-    rho
-        Smoothing factor in (0, 1), or None for the exact mean.
-    window
-        Keep at most this many gradients, newest first; None keeps all. Under the exact mean
-        the mean is then over the window; under smoothing, what is dropped carries less than
-        ``(1-rho)^window`` of the mass.
+        ``>= 0``. The operator includes it. A penalty ``c |y|^2`` of the loss is no part of the
+        likelihood: add its Hessian, ``2 c``, here.
+
+    Attributes
+    ----------
+    damping
+        The multiple of the identity that is inside the operator; a scalar tensor if it was given
+        as one.
 
     Raises
     ------
-    ValueError
-        A setting out of range, or damping and initial both zero.
+    ValueError, TypeError
+        As `GaussNewton`.
 
     Notes
     -----
-    A push costs O(d), the state ``T d`` numbers. Source: natural hypergradient descent
-    (arXiv:2602.10905, eq. 3.2), whose dense recursions are `solvers.InverseRecursion`.
+    Scale: this is the matrix of one sample, the mean over the batch. The gradient of a mean loss
+    over B samples has the second moment ``F / B`` where its mean is zero: scale such gradients by
+    ``B^(1/2)`` before their outer products are taken for F. For cost and memory see
+    `ModelCurvature`. Differentiable with respect to y, floating inputs, weights and damping.
+    Source: Amari (1998, doi:10.1162/089976698300017746, section 2); Martens (2014,
+    arXiv:1412.1193, section 9).
 
     Examples
     --------
     >>> import torch
-    >>> stream = FisherStream(Space.flat(2, torch.float32), damping=1.0)
-    >>> stream.push(torch.tensor([2.0, 0.0]))
-    >>> stream.operator().to_dense()
-    tensor([[5., 0.],
-            [0., 1.]])
+    >>> x = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+    >>> F = Fisher(lambda w, x: x @ w, "bernoulli", torch.zeros(2, 1), x)
+    >>> F.to_dense()  # p (1 - p) = 1/4
+    tensor([[0.2500, 0.2500],
+            [0.2500, 0.5000]])
+    """
+
+    _parameters: ClassVar[tuple[str, ...]] = ("y", "inputs", "weights", "damping")
+
+    def __init__(
+        self,
+        model: nn.Module | Model,
+        likelihood: str | nn.Module | Likelihood,
+        y: Tree | None,
+        inputs: Tree,
+        *,
+        weights: Tensor | None = None,
+        chunk_size: int | None = None,
+        damping: Scalar = 0.0,
+    ) -> None:
+        self.likelihood, self.weights = likelihood_of(likelihood), weights
+        function, point, _ = as_function(model, y)
+        space = Space.of(point, "y")
+        checked_damping(damping, space)
+        check_chunk_size(chunk_size)
+        count = batch_size(inputs, "inputs")
+        if weights is not None:
+            check_weights(weights, count, space)
+        with torch.no_grad():
+            score_terms(function, self.likelihood, point, next(chunks(inputs, chunk_size)))
+        super().__init__(
+            model,
+            y,
+            inputs,
+            damping=damping,
+            chunk_size=chunk_size,
+            positive_semidefinite=True,
+        )
+
+    def _shares(self) -> Tensor:
+        if self.weights is not None:
+            return self.weights
+        count = batch_size(self.inputs, "inputs")
+        return torch.ones(count, dtype=self.dtype, device=self.device)
+
+    def _curve(self, outputs: Tree, tangent: Tree, share: Tree, fraction: float) -> Tensor:
+        f = self.likelihood.terms(outputs)
+        w = share.reshape(-1, *(1,) * (outputs.ndim - 1))
+        scale = fraction * self.likelihood.weight(f) / f.shape[0]
+        return scale * w * fisher_product(self.likelihood, outputs, tangent)
+
+
+class SampledFisher(EmpiricalFisher):
+    """``(1/(M S)) sum_n w_n sum_s g_ns g_ns^T + damping I`` with labels drawn from the model.
+
+    S labels are drawn for every input, ``t_ns ~ p(. | f_n)``, and the scores ``g_ns`` kept as
+    rows: F in factor form, for `solvers.Woodbury`. In expectation it is `Fisher`; the error
+    falls as ``(N S)^(-1/2)``, and the rank is at most ``N S``.
+
+    Parameters
+    ----------
+    model, likelihood, y, inputs, weights, damping
+        As for `Fisher`.
+    generator
+        Where the labels come from; of the device of y.
+    samples
+        S, draws for every input.
+    root_weights
+        Whether a score of weight w counts as ``w g g^T``, as in the Hessian of a weighted
+        likelihood: each score is scaled by ``w^(1/2)``. False for ``w^2 g g^T``, what the gradient
+        of the weighted loss of a sample gives, which is not that Hessian unless w is 0 or 1.
+    chunk_size
+        Samples whose gradients are computed at once; the rows are held in any case.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `Fisher`; or samples is not positive.
+
+    Notes
+    -----
+    Costs one run of the model and a vmapped sweep back for each draw; holds ``N S d`` numbers.
+    The rows are differentiable with respect to y and inputs with the labels held fixed, which is
+    not the derivative of F: that of the draws is missing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, generator = torch.tensor([[1.0], [2.0]]), torch.Generator().manual_seed(0)
+    >>> F = SampledFisher(
+    ...     lambda w, x: x @ w, "gaussian", torch.zeros(1, 1), x, generator=generator, samples=20000
+    ... )
+    >>> F.rank, bool((F.to_dense() - 2.5).abs() < 0.1)
+    (40000, True)
     """
 
     def __init__(
         self,
-        space: Space,
+        model: nn.Module | Model,
+        likelihood: str | nn.Module | Likelihood,
+        y: Tree | None,
+        inputs: Tree,
         *,
-        damping: float,
-        initial: float = 0.0,
-        rho: float | None = None,
-        window: int | None = None,
+        generator: torch.Generator,
+        samples: int = 1,
+        weights: Tensor | None = None,
+        root_weights: bool = True,
+        chunk_size: int | None = None,
+        damping: Scalar = 0.0,
     ) -> None:
-        if not (damping >= 0 and initial >= 0 and damping + initial > 0):  # NaN lands here too
-            raise ValueError(
-                f"damping={damping} and initial={initial}; expected both >= 0 and one > 0, "
-                "since T < d gradients alone give a singular matrix"
-            )
-        if rho is not None and not 0 < rho < 1:
-            raise ValueError(f"rho={rho}; expected 0 < rho < 1, or None for the exact mean")
-        if window is not None and window < 1:
-            raise ValueError(f"window={window}; expected at least 1, or None to keep all")
-        self.space, self.damping, self.initial = space, damping, initial
-        self.rho, self.window = rho, window
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every gradient and start again from ``H_0``."""
-        self._rows: list[Tensor] = []
-        self._pushed = 0
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def push(self, gradient: Tensor) -> None:
-        """Add one gradient ``(d,)``, already scaled (batch factor and sample weight enter here).
-
-        Raises
-        ------
-        ValueError
-            Wrong shape.
-        TypeError
-            Wrong dtype or device.
-        """
-        if gradient.shape != (self.space.size,):
-            raise ValueError(
-                f"gradient has shape {tuple(gradient.shape)}; expected ({self.space.size},)"
-            )
-        if gradient.dtype != self.space.dtype or gradient.device != self.space.device:
-            raise TypeError(
-                f"gradient is {gradient.dtype} on {gradient.device}; "
-                f"expected {self.space.dtype} on {self.space.device}"
-            )
-        # A copy: callers reuse their gradient buffers, zero_grad() among them.
-        self._rows.append(gradient.detach().clone())
-        self._pushed += 1
-        if self.window is not None and len(self._rows) > self.window:
-            del self._rows[0]
-
-    def operator(self) -> EmpiricalFisher:
-        """The operator as of now.
-
-        Raises
-        ------
-        RuntimeError
-            The stream is empty and has no `initial`: there is nothing to average yet.
-        """
-        count = len(self._rows)
-        if count == 0 and self.initial == 0:
-            raise RuntimeError("no gradient was pushed and initial is 0: nothing to average")
-        dtype, device = self.space.dtype, self.space.device
-        if self.rho is None:
-            samples = count + (self.initial > 0)
-            weights = torch.full((count,), 1.0 / samples, dtype=dtype, device=device)
-            floor = self.initial / samples
-        else:
-            age = torch.arange(count - 1, -1, -1, dtype=dtype, device=device)
-            weights = self.rho * (1.0 - self.rho) ** age
-            floor = self.initial * (1.0 - self.rho) ** self._pushed
-        rows = (
-            torch.stack(self._rows)
-            if self._rows
-            else torch.zeros(0, self.space.size, dtype=dtype, device=device)
-        )
-        return EmpiricalFisher(rows, self.damping + floor, weights, space=self.space)
+        likelihood = likelihood_of(likelihood)
+        function, point, _ = as_function(model, y)
+        space = Space.of(point, "y")
+        check_chunk_size(chunk_size)
+        checked_damping(damping, space)
+        scale = scale_of_rows(weights, batch_size(inputs, "inputs"), space, root_weights)
+        targets = drawn_targets(function, likelihood, point, inputs, samples, generator, chunk_size)
+        scores = drawn_scores(function, likelihood, point, inputs, targets)
+        rows = pulled_back(function, likelihood, point, inputs, scores, chunk_size)
+        # (N, S, d) to (N S, d): the draws of an input stand together.
+        per_row = (scale / (samples * scores.shape[2])).repeat_interleave(samples)
+        super().__init__(rows.flatten(0, 1), damping, per_row, space=space)

@@ -1,4 +1,4 @@
-"""`Jacobian`, `Hessian`, `CrossDerivative` against torch.autograd and finite differences."""
+"""`Jacobian`, `Linearization`, `Hessian`, `CrossDerivative` against autograd and differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from operators import CrossDerivative, Hessian, Jacobian, Space
+from operators import CrossDerivative, Hessian, Jacobian, Linearization, Space
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
 INPUTS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -425,3 +425,342 @@ def test_claims():
     assert not Hessian(lambda y: (y**2).sum(), y).positive_semidefinite
     assert Hessian(lambda y: (y**2).sum(), y, positive_definite=True).positive_definite
     assert not Jacobian(torch.sin, y).symmetric
+
+
+def shifted(y: dict[str, Tensor], x: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    """From {p: (2,), q: (2, 1)} to {r: (4,), s: ()}; depends on two more arguments."""
+    v = torch.cat([y["p"], y["q"][:, 0]])
+    return {"r": scale * torch.sin(x * v) + v.roll(1) ** 2, "s": (x * v**3).sum()}
+
+
+def shifted_loss(y: dict[str, Tensor], x: Tensor, scale: Tensor) -> Tensor:
+    image = shifted(y, x, scale)
+    return (image["r"] ** 2).sum() + image["s"] * scale
+
+
+def point(seed: int = 0) -> dict[str, Tensor]:
+    return {"p": sampled(2, seed=seed), "q": sampled(2, 1, seed=seed + 1)}
+
+
+ARGS = (sampled(4, seed=40), sampled(seed=41))
+
+
+class TestLinearization:
+    """The same operator as `Jacobian`, with its sweeps kept."""
+
+    v, u = sampled(4, seed=20), sampled(5, seed=21)
+
+    def counted(self, y, *args) -> tuple[Linearization, list[int]]:
+        calls: list[int] = []
+
+        def residual(*at):
+            calls.append(1)
+            return shifted(*at)
+
+        A = Linearization(residual, y, *args)
+        calls.clear()
+        return A, calls
+
+    def both(self, seed: int = 0) -> tuple[Linearization, Jacobian]:
+        y = point(seed)
+        return Linearization(shifted, y, *ARGS), Jacobian(shifted, y, *ARGS)
+
+    @PROPERTY
+    @given(seeds)
+    def test_is_the_jacobian(self, seed):
+        A, J = self.both(seed)
+        torch.testing.assert_close(A.to_dense(), J.to_dense())
+        torch.testing.assert_close(A.T.to_dense(), J.to_dense().T)
+        v, u = sampled(4, seed=seed + 2), sampled(5, seed=seed + 3)
+        torch.testing.assert_close(A @ v, J @ v)
+        torch.testing.assert_close(A.T @ u, J.T @ u)
+        tangent = A @ A.domain.unravel(v)
+        assert A.codomain.holds(tangent)
+        torch.testing.assert_close(A.codomain.ravel(tangent), J @ v)
+
+    def test_value(self):
+        A, _ = self.both()
+        assert A.codomain.holds(A.value)
+        for key, leaf in shifted(point(), *ARGS).items():
+            assert torch.equal(A.value[key], leaf)
+
+    def test_newton(self):
+        c = torch.tensor([4.0, 9.0], dtype=torch.float64)
+        u = torch.ones(2, dtype=torch.float64)
+        for _ in range(8):
+            A = Linearization(lambda u, c: u**2 - c, u, c)
+            u = u - torch.linalg.solve(A.to_dense(), A.value)
+        torch.testing.assert_close(u, c.sqrt())
+
+    def test_one_evaluation_serves_every_product(self):
+        A, calls = self.counted(point(), *ARGS)
+        block, co_block = sampled(4, 3, seed=22), sampled(5, 3, seed=23)
+        for _ in range(3):
+            A @ self.v, A.T @ self.u, A @ block, A.T @ co_block
+        A.to_dense()
+        (A.T @ A) @ self.v
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize(
+        "first",
+        ["vector", "transpose", "block", "empty", "vmap", "grad", "jvp", "no_grad", "inference"],
+    )
+    def test_products_after_a_first_one_of_another_kind(self, first):
+        A, J = self.both()
+        uses: dict[str, Callable[[], object]] = {
+            "vector": lambda: A @ self.v,
+            "transpose": lambda: A.T @ self.u,
+            "block": lambda: A @ sampled(4, 3),
+            "empty": lambda: (A @ sampled(4, 0), A.T @ sampled(5, 0)),
+            "vmap": lambda: torch.func.vmap(lambda v: A.T @ (A @ v))(sampled(3, 4)),
+            "grad": lambda: torch.func.grad(lambda v: (A @ v).square().sum())(self.v),
+            "jvp": lambda: torch.func.jvp(lambda v: A.T @ (A @ v), (self.v,), (self.v,)),
+            "no_grad": lambda: torch.no_grad()(lambda: (A @ self.v, A.T @ self.u))(),
+            "inference": lambda: torch.inference_mode()(lambda: (A @ self.v, A.T @ self.u))(),
+        }
+        uses[first]()
+        matrix = J.to_dense()
+        torch.testing.assert_close(A @ self.v, matrix @ self.v)
+        torch.testing.assert_close(A.T @ self.u, matrix.T @ self.u)
+        torch.testing.assert_close(A @ sampled(4, 2), matrix @ sampled(4, 2))
+        torch.testing.assert_close(A.T @ sampled(5, 2), matrix.T @ sampled(5, 2))
+        slope = torch.func.grad(lambda v: (A @ v).square().sum())(self.v)
+        torch.testing.assert_close(slope, 2 * matrix.T @ matrix @ self.v)
+        slope = torch.func.grad(lambda u: (A.T @ u).square().sum())(self.u)
+        torch.testing.assert_close(slope, 2 * matrix @ matrix.T @ self.u)
+        tangent = torch.func.jvp(lambda v: A @ v, (self.v,), (self.v,))[1]
+        torch.testing.assert_close(tangent, matrix @ self.v)
+        products = torch.func.vmap(lambda v: A @ v)(sampled(3, 4))
+        torch.testing.assert_close(products, sampled(3, 4) @ matrix.T)
+
+    def test_u_or_args_changed_in_place(self):
+        y, x, scale = point(), ARGS[0].clone(), ARGS[1].clone()
+        A = Linearization(shifted, y, x, scale)
+        for changed in (y["p"], y["q"], x, scale):
+            A @ self.v, A.T @ self.u
+            changed.add_(0.5)
+            matrix = Jacobian(shifted, y, x, scale).to_dense()
+            torch.testing.assert_close(A @ self.v, matrix @ self.v)
+            torch.testing.assert_close(A.T @ self.u, matrix.T @ self.u)
+            torch.testing.assert_close(A.value, shifted(y, x, scale))
+
+    @pytest.mark.parametrize("which", ["u", "args", "closure"])
+    def test_products_can_each_be_differentiated(self, which):
+        y, x, scale = point(), ARGS[0].clone(), ARGS[1].clone()
+        if which == "closure":
+            A = Linearization(lambda y: shifted(y, x, scale), y)
+        else:
+            A = Linearization(shifted, y, x, scale)
+        leaf = (y["p"] if which == "u" else x).requires_grad_()
+
+        def energy(moved):
+            at = {**y, "p": moved} if which == "u" else y
+            J = Jacobian(shifted, at, x if which == "u" else moved, scale)
+            return self.u @ (J @ self.v)
+
+        expected = torch.func.grad(energy)(leaf.detach())
+        with torch.no_grad():
+            A @ self.v
+        for _ in range(2):
+            (slope,) = torch.autograd.grad(self.u @ (A @ self.v), leaf)
+            torch.testing.assert_close(slope, expected)
+            (slope,) = torch.autograd.grad((A.T @ self.u) @ self.v, leaf)
+            torch.testing.assert_close(slope, expected)
+
+    def test_products_can_each_be_differentiated_by_the_direction(self):
+        A, J = self.both()
+        v, u = self.v.clone().requires_grad_(), self.u.clone().requires_grad_()
+        matrix = J.to_dense()
+        for _ in range(2):
+            (slope,) = torch.autograd.grad(self.u @ (A @ v), v)
+            torch.testing.assert_close(slope, matrix.T @ self.u)
+            (slope,) = torch.autograd.grad((A.T @ u) @ self.v, u)
+            torch.testing.assert_close(slope, matrix @ self.v)
+
+    def test_second_derivatives_are_those_of_the_jacobian(self):
+        def energies(kind):
+            def energy(y, x):
+                A = kind(shifted, y, x, ARGS[1])
+                return self.u @ (A @ self.v) + (A.T @ self.u).square().sum()
+
+            return energy
+
+        for derivative in (torch.func.grad, torch.func.hessian, torch.func.jacfwd):
+            ours = derivative(energies(Linearization), argnums=(0, 1))(point(), ARGS[0])
+            theirs = derivative(energies(Jacobian), argnums=(0, 1))(point(), ARGS[0])
+            torch.testing.assert_close(ours, theirs)
+
+    def test_where_nothing_depends_on_u(self):
+        A = Linearization(lambda u: torch.ones(3, dtype=torch.float64), sampled(2))
+        assert torch.equal(A.to_dense(), torch.zeros(3, 2, dtype=torch.float64))
+        assert torch.equal(A.T.to_dense(), torch.zeros(2, 3, dtype=torch.float64))
+        B = Linearization(lambda u: 2 * u["b"], {"a": sampled(2), "b": sampled(1)})
+        assert torch.equal(B.to_dense(), torch.tensor([[0.0, 0.0, 2.0]], dtype=torch.float64))
+        assert torch.equal(B.T.to_dense(), B.to_dense().T)
+
+    @pytest.mark.parametrize(("m", "n"), [(0, 2), (2, 0), (0, 0)])
+    def test_empty(self, m, n):
+        A = Linearization(lambda u: torch.ones(m, n) @ u, torch.zeros(n))
+        assert A.to_dense().shape == (m, n)
+        assert A.T.to_dense().shape == (n, m)
+        assert torch.equal(A @ torch.zeros(n), torch.zeros(m))
+
+    def test_float32_and_points_that_are_not_contiguous(self):
+        u = sampled(3, 4).float().T
+        assert not u.is_contiguous()
+        A = Linearization(lambda u: (u**2).T, u)
+        assert A.dtype == torch.float32
+        torch.testing.assert_close(A @ torch.ones(4, 3), 2 * u.T)
+        torch.testing.assert_close(A.T @ torch.ones(3, 4), 2 * u)
+
+
+OPERATORS_OF_ARGS = {
+    "Jacobian": lambda y, *args: Jacobian(shifted, y, *args),
+    "Linearization": lambda y, *args: Linearization(shifted, y, *args),
+    "Hessian": lambda y, *args: Hessian(shifted_loss, y, *args),
+    "Hessian forward": lambda y, *args: Hessian(shifted_loss, y, *args, mode="forward"),
+    "CrossDerivative": lambda y, *args: CrossDerivative(shifted_loss, y, *args),
+}
+
+
+@pytest.mark.parametrize("transpose", [False, True], ids=["A", "A.T"])
+@pytest.mark.parametrize("name", OPERATORS_OF_ARGS)
+class TestArgs:
+    """What the function depends on besides its point is part of the operator."""
+
+    def product(self, name: str, transpose: bool) -> Callable[..., Tensor]:
+        def product(y, x, scale, v):
+            A = OPERATORS_OF_ARGS[name](y, x, scale)
+            return (A.T if transpose else A) @ v
+
+        return product
+
+    def direction(self, name: str, transpose: bool) -> Tensor:
+        A = OPERATORS_OF_ARGS[name](point(), *ARGS)
+        return sampled(A.shape[0 if transpose else 1], seed=50)
+
+    def test_derivatives_by_finite_differences(self, name, transpose):
+        product, v = self.product(name, transpose), self.direction(name, transpose)
+        dx, ds = sampled(4, seed=51), sampled(seed=52)
+        tangent = torch.func.jvp(lambda x, s: product(point(), x, s, v), ARGS, (dx, ds))[1]
+        difference = central(
+            lambda t: product(point(), ARGS[0] + t[0] * dx, ARGS[1] + t[0] * ds, v),
+            torch.zeros(1, dtype=torch.float64),
+            torch.ones(1, dtype=torch.float64),
+        )
+        torch.testing.assert_close(tangent, difference, rtol=1e-7, atol=1e-7)
+        u = sampled(*tangent.shape, seed=53)
+        pulled = torch.func.vjp(lambda x, s: product(point(), x, s, v), *ARGS)[1](u)
+        torch.testing.assert_close(pulled[0] @ dx + pulled[1] * ds, u @ tangent)
+
+    def test_second_derivatives_by_finite_differences(self, name, transpose):
+        product, v = self.product(name, transpose), self.direction(name, transpose)
+        dx = sampled(4, seed=51)
+
+        def slope(x):
+            return torch.func.grad(lambda x: product(point(), x, ARGS[1], v).sin().sum())(x)
+
+        tangent = torch.func.jvp(slope, (ARGS[0],), (dx,))[1]
+        difference = central(slope, ARGS[0], dx)
+        torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-6)
+
+    def test_plain_autograd(self, name, transpose):
+        v = self.direction(name, transpose)
+        x, scale = (leaf.clone().requires_grad_() for leaf in ARGS)
+        A = OPERATORS_OF_ARGS[name](point(), x, scale)
+        product = self.product(name, transpose)
+        expected = torch.func.grad(
+            lambda x, s: product(point(), x, s, v).square().sum(), argnums=(0, 1)
+        )(*ARGS)
+        for _ in range(2):
+            total = ((A.T if transpose else A) @ v).square().sum()
+            torch.testing.assert_close(torch.autograd.grad(total, (x, scale)), expected)
+
+    def test_changed_in_place(self, name, transpose):
+        v = self.direction(name, transpose)
+        x, scale = (leaf.clone() for leaf in ARGS)
+        A = OPERATORS_OF_ARGS[name](point(), x, scale)
+        for changed in (x, scale):
+            (A.T if transpose else A) @ v
+            changed.add_(1.0)
+            expected = self.product(name, transpose)(point(), x.clone(), scale.clone(), v)
+            torch.testing.assert_close((A.T if transpose else A) @ v, expected)
+
+    def test_changed_in_place_in_inference_mode(self, name, transpose):
+        """Such tensors count no versions, so nothing can be kept for them."""
+        v = self.direction(name, transpose)
+        with torch.inference_mode():
+            x, scale = (leaf.clone() for leaf in ARGS)
+            A = OPERATORS_OF_ARGS[name](point(), x, scale)
+            (A.T if transpose else A) @ v
+            x.add_(1.0)
+            result = (A.T if transpose else A) @ v
+        expected = self.product(name, transpose)(point(), ARGS[0] + 1.0, ARGS[1], v)
+        torch.testing.assert_close(result.clone(), expected)
+
+    def test_that_begin_to_require_grad(self, name, transpose):
+        """After a first product: a graph kept from before does not lead to them."""
+        v = self.direction(name, transpose)
+        y, x, scale = point(), ARGS[0].clone(), ARGS[1].clone()
+        A = OPERATORS_OF_ARGS[name](y, x, scale)
+        (A.T if transpose else A) @ v
+        leaves = (y["p"].requires_grad_(), x.requires_grad_())
+        total = ((A.T if transpose else A) @ v).square().sum()
+        slopes = torch.autograd.grad(total, leaves)
+        product = self.product(name, transpose)
+        expected = torch.func.grad(
+            lambda p, x: product({**y, "p": p}, x, scale, v).square().sum(), argnums=(0, 1)
+        )(*(leaf.detach() for leaf in leaves))
+        torch.testing.assert_close(slopes, expected)
+
+    def test_mapped(self, name, transpose):
+        y, v, X = point(), self.direction(name, transpose), sampled(3, 4, seed=54)
+        product = self.product(name, transpose)
+
+        def of(x, v=v):
+            return product(y, x, ARGS[1], v)
+
+        torch.testing.assert_close(torch.func.vmap(of)(X), torch.stack([of(x) for x in X]))
+        V = sampled(3, *v.shape, seed=55)
+        expected = torch.stack([of(x, v) for x, v in zip(X, V, strict=True)])
+        torch.testing.assert_close(torch.func.vmap(of)(X, V), expected)
+        slope = torch.func.grad(lambda x: of(x).square().sum())
+        expected = torch.stack([slope(x) for x in X])
+        torch.testing.assert_close(torch.func.vmap(slope)(X), expected)
+
+    def test_a_kept_graph_then_other_transforms(self, name, transpose):
+        v = self.direction(name, transpose)
+        A = OPERATORS_OF_ARGS[name](point(), *ARGS)
+        A = A.T if transpose else A
+        expected = A @ v
+        torch.testing.assert_close(torch.func.vmap(lambda v: A @ v)(v[None])[0], expected)
+        pulled = torch.func.vjp(lambda A: A @ v, A)[1](torch.ones_like(expected))[0]
+        again = torch.func.vjp(lambda A: A @ v, A)[1](torch.ones_like(expected))[0]
+        torch.testing.assert_close(pulled.tensors, again.tensors)
+        torch.testing.assert_close(A @ v, expected)
+
+
+def test_args_that_are_no_tensors_are_fixed():
+    def f(y: Tensor, power: int, weights: dict[str, object]) -> Tensor:
+        return (weights["w"] * y**power).sum()
+
+    y, w = sampled(3), sampled(3, seed=1)
+    A = Hessian(f, y, 3, {"w": w, "note": "unused"})
+    assert len(A.tensors) == 2
+    torch.testing.assert_close(A @ y, 6 * w * y * y)
+    gradient = torch.func.grad(lambda A: (A @ y).sum())(A)
+    torch.testing.assert_close(gradient.args[1]["w"], 6 * y * y)
+    assert gradient.args[0] == 3
+
+
+@pytest.mark.parametrize(
+    "build", [Hessian, lambda loss, y: Linearization(torch.func.grad(loss), y)]
+)
+def test_a_closed_over_tensor_changed_in_place(build):
+    """autograd does not notice (under torch.func the tensor saved is a wrapper)."""
+    y, v, c = sampled(3), sampled(3, seed=1), sampled(3, seed=2)
+    A = build(lambda y: (c * y**4).sum() + (c * y).sum() ** 2, y)
+    A @ v
+    c.mul_(2)
+    expected = 12 * c * y**2 * v + 2 * c * (c @ v)
+    torch.testing.assert_close(A @ v, expected)
