@@ -3,48 +3,75 @@
 from operators.algebra import Gram, Product, Scaled, Sum, Transpose
 from operators.batch_mean import BatchMean
 from operators.block import Block, BlockDiagonal
+from operators.claims import FalseClaimError
+from operators.coloured.colouring import (
+    Colouring,
+    ColouringError,
+    column_colouring,
+    jacobian_colouring,
+    row_colouring,
+)
+from operators.coloured.sparse_hessian import SparseHessian
+from operators.coloured.sparse_jacobian import SparseJacobian
+from operators.coloured.sparsity import (
+    FIVE_POINT,
+    NINE_POINT,
+    SEVEN_POINT,
+    Sparsity,
+    stencil,
+)
+from operators.coloured.symmetric_colouring import symmetric_colouring
 from operators.cost import Cost
+from operators.curvature.diagonal_fisher import DiagonalFisher
+from operators.curvature.diagonal_fisher_stream import DiagonalFisherStream
+from operators.curvature.empirical_fisher import EmpiricalFisher, FisherStream
+from operators.curvature.fisher import Fisher, SampledFisher
+from operators.curvature.gauss_newton import GaussNewton
+from operators.curvature.kfac import KFAC
+from operators.curvature.kfac_stream import KFACStream
+from operators.curvature.lbfgs_inverse import LBFGSInverse
+from operators.curvature.likelihood import Bernoulli, Categorical, Gaussian
+from operators.curvature.mfac import MFAC, MFACInverse
+from operators.curvature.module import functional
+from operators.curvature.quasi_newton import LBFGS, Broyden
 from operators.derivatives import CrossDerivative, Hessian, Jacobian, Linearization
-from operators.diagonal_fisher import DiagonalFisher
 from operators.elementary import Dense, Diagonal, Identity
-from operators.empirical_fisher import EmpiricalFisher, FisherStream
-from operators.fisher import Fisher, SampledFisher
 from operators.function import FunctionOperator
-from operators.gauss_newton import GaussNewton
 from operators.inverse import Inverse
-from operators.kfac import KFAC
-from operators.kfac_stream import KFACStream
 from operators.kronecker import Kronecker, KroneckerSum
-from operators.lbfgs_inverse import LBFGSInverse
-from operators.likelihood import Bernoulli, Categorical, Gaussian
 from operators.linear_operator import LinearOperator
 from operators.low_rank import LowRankPlusDiagonal
 from operators.low_rank_update import LowRankUpdate
-from operators.mfac import MFAC, MFACInverse
-from operators.module import functional
-from operators.nystrom import Nystrom
-from operators.pattern import Pattern
 from operators.permutation import Permutation
-from operators.probe import FalseClaimError
-from operators.quasi_newton import LBFGS, Broyden
+from operators.randomized.nystrom import Nystrom
 from operators.saddle import Saddle
 from operators.space import Space
-from operators.sparse import Sparse
+from operators.sparse.matrix import Sparse
+from operators.sparse.pattern import Pattern
 from operators.stacked import Stacked
 from operators.structure import Structure
 
 __all__ = [
+    "FIVE_POINT",
+    "KFAC",
+    "LBFGS",
+    "MFAC",
+    "NINE_POINT",
+    "SEVEN_POINT",
     "BatchMean",
     "Bernoulli",
     "Block",
     "BlockDiagonal",
     "Broyden",
     "Categorical",
+    "Colouring",
+    "ColouringError",
     "Cost",
     "CrossDerivative",
     "Dense",
     "Diagonal",
     "DiagonalFisher",
+    "DiagonalFisherStream",
     "EmpiricalFisher",
     "FalseClaimError",
     "Fisher",
@@ -57,17 +84,14 @@ __all__ = [
     "Identity",
     "Inverse",
     "Jacobian",
-    "KFAC",
     "KFACStream",
     "Kronecker",
     "KroneckerSum",
-    "LBFGS",
     "LBFGSInverse",
     "LinearOperator",
     "Linearization",
     "LowRankPlusDiagonal",
     "LowRankUpdate",
-    "MFAC",
     "MFACInverse",
     "Nystrom",
     "Pattern",
@@ -78,9 +102,17 @@ __all__ = [
     "Scaled",
     "Space",
     "Sparse",
+    "SparseHessian",
+    "SparseJacobian",
+    "Sparsity",
     "Stacked",
     "Structure",
     "Sum",
     "Transpose",
+    "column_colouring",
     "functional",
+    "jacobian_colouring",
+    "row_colouring",
+    "stencil",
+    "symmetric_colouring",
 ]

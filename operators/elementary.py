@@ -7,9 +7,9 @@ from operator import index
 import torch
 from torch import Tensor
 
+from operators.claims import FalseClaimError
 from operators.cost import Cost
 from operators.linear_operator import LinearOperator, Scalar, sign_of
-from operators.probe import FalseClaimError
 from operators.space import Space
 from operators.structure import Structure
 from operators.tracing import readable

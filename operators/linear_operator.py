@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from operators.claims import refute
 from operators.cost import Cost
-from operators.probe import refute
 from operators.space import Space
 from operators.structure import Structure
 
