@@ -43,7 +43,12 @@ from operators.linear_operator import LinearOperator
 from operators.low_rank import LowRankPlusDiagonal
 from operators.low_rank_update import LowRankUpdate
 from operators.permutation import Permutation
+from operators.randomized.diagonals import diagonal
+from operators.randomized.krylov import Tridiagonals, lanczos
+from operators.randomized.monte_carlo import TraceEstimate
 from operators.randomized.nystrom import Nystrom
+from operators.randomized.spectral_traces import logdet, trace_function
+from operators.randomized.traces import trace
 from operators.saddle import Saddle
 from operators.space import Space
 from operators.sparse.matrix import Sparse
@@ -108,11 +113,18 @@ __all__ = [
     "Stacked",
     "Structure",
     "Sum",
+    "TraceEstimate",
     "Transpose",
+    "Tridiagonals",
     "column_colouring",
+    "diagonal",
     "functional",
     "jacobian_colouring",
+    "lanczos",
+    "logdet",
     "row_colouring",
     "stencil",
     "symmetric_colouring",
+    "trace",
+    "trace_function",
 ]

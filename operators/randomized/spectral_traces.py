@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from operators.linear_operator import LinearOperator
-from operators.monte_carlo import (
+from operators.randomized.monte_carlo import (
     Probes,
     TraceEstimate,
     check_arguments,
@@ -20,7 +20,7 @@ from operators.monte_carlo import (
     refined,
     standard_error,
 )
-from operators.quadrature import WIDE, Function, applied, extrapolated_error, gauss_rules
+from operators.randomized.quadrature import WIDE, Function, applied, extrapolated_error, gauss_rules
 from operators.tracing import readable
 
 

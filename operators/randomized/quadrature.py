@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from operators.krylov import Tridiagonals, lanczos
 from operators.linear_operator import LinearOperator
-from operators.monte_carlo import check_finite
+from operators.randomized.krylov import Tridiagonals, lanczos
+from operators.randomized.monte_carlo import check_finite
 from operators.tracing import readable
 
 Function = Callable[[Tensor], Tensor]

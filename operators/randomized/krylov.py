@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from operators.linear_operator import LinearOperator
-from operators.monte_carlo import check_count
+from operators.randomized.monte_carlo import check_count
 from operators.tracing import readable
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import operators as ops
 from operators import Space
-from operators.diagonals import diagonal
-from operators.monte_carlo import random_vectors
-from operators.traces import leave_one_out, trace
+from operators.randomized.diagonals import diagonal
+from operators.randomized.monte_carlo import random_vectors
+from operators.randomized.traces import leave_one_out, trace
 from tests.operators.opaque import Opaque, symmetric, with_spectrum
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import operators as ops
 from operators import Structure
-from operators.krylov import lanczos
-from operators.monte_carlo import random_vectors
-from operators.spectral_traces import logdet, trace_function
+from operators.randomized.krylov import lanczos
+from operators.randomized.monte_carlo import random_vectors
+from operators.randomized.spectral_traces import logdet, trace_function
 from tests.operators.opaque import Opaque, symmetric, with_spectrum
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)

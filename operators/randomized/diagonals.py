@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from operators.linear_operator import LinearOperator
-from operators.monte_carlo import (
+from operators.randomized.monte_carlo import (
     TraceEstimate,
     check_arguments,
     check_count,
@@ -18,7 +18,7 @@ from operators.monte_carlo import (
     refined,
     standard_error,
 )
-from operators.traces import leave_one_out
+from operators.randomized.traces import leave_one_out
 
 
 def diagonal(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from operators.linear_operator import LinearOperator
-from operators.monte_carlo import (
+from operators.randomized.monte_carlo import (
     Probes,
     TraceEstimate,
     check_arguments,
