@@ -14,11 +14,7 @@ def added(left: LinearOperator, right: LinearOperator) -> LinearOperator:
     """``A + B``, in the class that holds the sum best."""
     if left.shape != right.shape:
         raise ValueError(f"cannot add {left!r} and {right!r}: shapes differ")
-    # A multiple of I of which only the size was said takes the space of the other term.
-    if right.domain == right.codomain:
-        left = left._on(right.domain)
-    if left.domain == left.codomain:
-        right = right._on(left.domain)
+    left, right = _on_space_of(right, left), _on_space_of(left, right)
     _check_kind(left, right, "add")
     # Sizes may agree where the coordinates mean different things.
     for ours, theirs in ((left.domain, right.domain), (left.codomain, right.codomain)):
@@ -36,7 +32,9 @@ def composed(left: LinearOperator, right: LinearOperator) -> LinearOperator:
     """``A B``, in the class that holds the product best; ``J^T J`` and ``J^T W J`` are `Gram`."""
     if left.shape[1] != right.shape[0]:
         raise ValueError(f"cannot compose {left!r} with {right!r}: inner sizes differ")
-    left, right = left._on(right.codomain), right._on(left.domain)
+    if not right._untyped:
+        left = left._on(right.codomain)
+    right = right._on(left.domain)
     _check_kind(left, right, "compose")
     inner, outer = left.domain, right.codomain
     if not (inner.is_flat or outer.is_flat or inner == outer):
@@ -53,16 +51,25 @@ def composed(left: LinearOperator, right: LinearOperator) -> LinearOperator:
         structured = right._rcompose(left)
     if structured is not None:
         return structured
-    if _transposed(left, right):
+    if transposes(left, right):
         return Gram(right)
-    if isinstance(left, Product) and _transposed(left.left, right):
+    if isinstance(left, Product) and transposes(left.left, right):
         return Gram(right, left.right)
     return Product(left, right)
 
 
-def _transposed(a: LinearOperator, b: LinearOperator) -> bool:
+def transposes(a: LinearOperator, b: LinearOperator) -> bool:
     """Whether A is known to be ``B^T``."""
-    return a._source is b or b._source is a or (a is b and a.symmetric)
+    pairs = ((a, b), (b, a))
+    made = any(x._source is not None and x._source() is y for x, y in pairs)
+    return made or (a is b and a.symmetric)
+
+
+def _on_space_of(other: LinearOperator, operator: LinearOperator) -> LinearOperator:
+    """A multiple of I of which only the size was said takes the space of the other term."""
+    if other.domain != other.codomain or other._untyped:
+        return operator
+    return operator._on(other.domain)
 
 
 def _check_kind(a: LinearOperator, b: LinearOperator, verb: str) -> None:
@@ -79,8 +86,9 @@ class Sum(LinearOperator):
 
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
         # A nested space says more than a flat one, so the sum keeps it.
-        nested = right if left.domain.is_flat else left
-        super().__init__(nested.domain, nested.codomain, left.structure.plus(right.structure))
+        domain = right.domain if left.domain.is_flat else left.domain
+        codomain = right.codomain if left.codomain.is_flat else left.codomain
+        super().__init__(domain, codomain, left.structure.plus(right.structure))
         self.left, self.right = left, right
 
     def _matvec(self, v: Tensor) -> Tensor:
@@ -142,8 +150,8 @@ class Scaled(LinearOperator):
 
     def _exact_logdet(self) -> Tensor | None:
         logdet = self.operator._exact_logdet()
-        if logdet is None:
-            return None
+        if logdet is None or self.shape[0] == 0:
+            return logdet
         factor = torch.as_tensor(self.factor, dtype=self.dtype, device=self.device)
         return logdet + self.shape[0] * factor.abs().log()
 
@@ -256,6 +264,12 @@ class Gram(LinearOperator):
                     f"expected a weight of shape {(frame.shape[0],) * 2}"
                 )
             _check_kind(frame, weight, "combine")
+            frames = {weight.domain, weight.codomain, frame.codomain}
+            if len({space for space in frames if not space.is_flat}) > 1:
+                raise ValueError(
+                    f"weight {weight!r} maps {weight.domain} to {weight.codomain}, but frame "
+                    f"{frame!r} maps into {frame.codomain}: structures differ"
+                )
         inner = identity if weight is None else weight.structure
         super().__init__(frame.domain, frame.domain, inner.congruence(frame.structure))
         self.frame, self.weight = frame, weight

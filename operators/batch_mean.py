@@ -17,7 +17,9 @@ class BatchMean(LinearOperator):
     """``A = (1/N) sum_c n_c A_c`` over chunks of a batch of N samples, one in memory at a time.
 
     What is a mean over samples, as the Hessian of a mean loss is, is the weighted mean of the same
-    thing over chunks. Memory is that of one chunk; a product costs what it did in one piece.
+    thing over chunks. Memory is that of one chunk; a product costs what it did in one piece. The
+    operator of each chunk is made once at the start, to learn what facts they share, and then for
+    each product.
 
     Parameters
     ----------
@@ -34,7 +36,10 @@ class BatchMean(LinearOperator):
     Raises
     ------
     ValueError
-        `chunk_size` is not positive, or the leaves of batch have no common, positive length.
+        `chunk_size` is not positive, the leaves of batch have no common, positive length, or the
+        operators of two chunks act between different spaces.
+    TypeError
+        ``operator_of`` does not return an operator.
 
     Examples
     --------
@@ -68,17 +73,37 @@ class BatchMean(LinearOperator):
             raise ValueError(f"chunk_size={chunk_size}; expected at least 1")
         self.operator_of, self.batch, self.args = operator_of, batch, args
         self.count, self.chunk_size = sizes.pop(), chunk_size
-        _, first = next(self._chunks())
-        # A convex combination keeps every fact of its terms.
-        super().__init__(first.domain, first.codomain, first.structure)
+        chunks = self._chunks()
+        _, first = next(chunks)
+        # A convex combination keeps every fact that its terms share.
+        structure, self._promised = first.structure, first._promises()
+        for _, A in chunks:
+            structure = structure.meet(A.structure)
+            self._promised = self._promised or A._promises()
+        super().__init__(first.domain, first.codomain, structure)
         self._chunk_cost = first.cost
-        first.check_claims()
+
+    def _try_claims(self) -> bool:
+        return not self._promised or all(A.check_claims() for _, A in self._chunks())
 
     def _chunks(self) -> Iterator[tuple[float, LinearOperator]]:
+        first: LinearOperator | None = None
         for start in range(0, self.count, self.chunk_size):
             stop = min(start + self.chunk_size, self.count)
             chunk = pytree.tree_map(lambda leaf, i=start, j=stop: leaf[i:j], self.batch)
-            yield (stop - start) / self.count, self.operator_of(chunk, *self.args)
+            A = self.operator_of(chunk, *self.args)
+            if not isinstance(A, LinearOperator):
+                raise TypeError(
+                    f"operator_of returned a {type(A).__name__} for samples {start} to {stop}; "
+                    "expected an operator"
+                )
+            first = A if first is None else first
+            if (A.domain, A.codomain) != (first.domain, first.codomain):
+                raise ValueError(
+                    f"operator_of returned {A!r} for samples {start} to {stop}, but {first!r} for "
+                    "the first chunk; expected means over samples, between the same spaces"
+                )
+            yield (stop - start) / self.count, A
 
     def _matvec(self, v: Tensor) -> Tensor:
         return _total(weight * A._matvec(v) for weight, A in self._chunks())

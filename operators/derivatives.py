@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from operators.cost import Cost
+from operators.kept import Kept
 from operators.linear_operator import LinearOperator
 from operators.space import Space, Tree
 from operators.structure import Structure
@@ -75,39 +76,6 @@ class Jacobian(LinearOperator):
         return Cost(evaluations=3)
 
 
-class _Kept:
-    """A sweep through a function, kept for as long as its point stands and no transform needs it.
-
-    The graph holds for the values that the leaves had (an optimiser may have stepped in place
-    since) and for the grad mode that it was recorded in. A graph that goes on into a history of
-    the leaves or of what the function closes over is freed by the first backward() through a
-    product, and one that belongs to a transform under way (grad, jvp) ends with it: then each
-    product has its own.
-    """
-
-    def __init__(self) -> None:
-        self._state: tuple[bool | int, ...] = ()
-        self._value: Any = None
-
-    def get(self, leaves: list[Any], record: Callable[[], tuple[Tree, Any]]) -> Any:
-        """What `record` gives after its value, from the first time if that is still good."""
-        versions = (
-            0 if leaf.is_inference() else leaf._version
-            for leaf in leaves
-            if isinstance(leaf, Tensor)
-        )
-        state = (torch.is_grad_enabled(), *versions)
-        if state == self._state:
-            return self._value
-        value, kept = record()
-        if not any(
-            leaf.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
-            for leaf in pytree.tree_leaves(value)
-        ):
-            self._state, self._value = state, kept
-        return kept
-
-
 class Linearization(Jacobian):
     """``A = d F(u, *args) / d u``, with the sweeps through F done once and kept.
 
@@ -143,8 +111,8 @@ class Linearization(Jacobian):
     """
 
     _transient = ("_backward", "_forward")
-    _backward: _Kept | None = None
-    _forward: _Kept | None = None
+    _backward: Kept | None = None
+    _forward: Kept | None = None
 
     @property
     def value(self) -> Tree:
@@ -161,15 +129,17 @@ class Linearization(Jacobian):
             zero = self.codomain.unravel(v.new_zeros(self.shape[0]))
             return torch.func.vjp(lambda w: backward(w)[0], zero)[:2]
 
-        self._forward = self._forward or _Kept()
-        pushforward = self._forward.get(pytree.tree_leaves((self.y, self.args)), record)
+        self._forward = self._forward or Kept()
+        leaves = pytree.tree_leaves((self.y, self.args))
+        pushforward = self._forward.get(leaves, record, self.function)
         return self.codomain.ravel(pushforward(self.domain.unravel(v))[0])
 
     def _pullback(self) -> Any:
-        self._backward = self._backward or _Kept()
+        self._backward = self._backward or Kept()
         return self._backward.get(
             pytree.tree_leaves((self.y, self.args)),
             lambda: torch.func.vjp(self._at_args, self.y)[:2],
+            self.function,
         )
 
     def _cost(self) -> Cost:
@@ -193,9 +163,9 @@ class Hessian(LinearOperator):
     mode
         ``"reverse"``: the graph of the gradient is built once, at the first product, and kept;
         since A is symmetric, ``A v = A^T v`` is one sweep back through it, about the cost of a
-        gradient. It is built anew after y or a tensor in args has changed in place, and for each
-        product through which autograd could go on to them or to what the loss closes over (not
-        under ``torch.no_grad``).
+        gradient. It is built anew after y, a tensor in args or one that the loss closes over has
+        changed in place, and for each product through which autograd could go on to them (not
+        under ``torch.no_grad``); a change of what the loss reads as a global is not seen.
         ``"forward"``: forward over reverse, ``A v = d/de grad f(y + e v)`` at e = 0 (Pearlmutter,
         1994, eq. 11), keeps nothing and costs two to three gradients a product.
 
@@ -214,7 +184,7 @@ class Hessian(LinearOperator):
 
     _parameters = ("y", "args")
     _transient = ("_kept",)
-    _kept: _Kept | None = None
+    _kept: Kept | None = None
 
     def __init__(
         self,
@@ -230,19 +200,20 @@ class Hessian(LinearOperator):
         structure = Structure(symmetric=True, positive_definite=positive_definite)
         super().__init__(space, space, structure)
         self._claims = ("positive_definite",) if positive_definite else ()
-        self.loss, self.y, self.args, self.mode = _scalar(loss), y, args, mode
+        self.loss, self.y, self.args, self.mode = loss, y, args, mode
 
     def _gradient(self, y: Tree) -> Tree:
-        return torch.func.grad(self.loss)(y, *self.args)
+        return torch.func.grad(_scalar(self.loss))(y, *self.args)
 
     def _matvec(self, v: Tensor) -> Tensor:
         direction = self.domain.unravel(v)
         if self.mode == "forward":
             return self.domain.ravel(torch.func.jvp(self._gradient, (self.y,), (direction,))[1])
-        self._kept = self._kept or _Kept()
+        self._kept = self._kept or Kept()
         pullback = self._kept.get(
             pytree.tree_leaves((self.y, self.args)),
             lambda: torch.func.vjp(self._gradient, self.y)[:2],
+            self.loss,
         )
         return self.domain.ravel(pullback(direction)[0])
 
@@ -284,18 +255,18 @@ class CrossDerivative(LinearOperator):
 
     def __init__(self, loss: Callable[..., Tensor], y: Tree, x: Tree, *args: Any) -> None:
         super().__init__(Space.of(y, "y"), Space.of(x, "x"))
-        self.loss, self.y, self.x, self.args = _scalar(loss), y, x, args
+        self.loss, self.y, self.x, self.args = loss, y, x, args
 
     def _matvec(self, v: Tensor) -> Tensor:
         def gradient(x: Tree) -> Tree:
-            return torch.func.grad(self.loss, argnums=0)(self.y, x, *self.args)
+            return torch.func.grad(_scalar(self.loss), argnums=0)(self.y, x, *self.args)
 
         pullback = torch.func.vjp(gradient, self.x)[1]
         return self.codomain.ravel(pullback(self.domain.unravel(v))[0])
 
     def _rmatvec(self, v: Tensor) -> Tensor:
         def gradient(y: Tree) -> Tree:
-            return torch.func.grad(self.loss, argnums=1)(y, self.x, *self.args)
+            return torch.func.grad(_scalar(self.loss), argnums=1)(y, self.x, *self.args)
 
         pullback = torch.func.vjp(gradient, self.y)[1]
         return self.domain.ravel(pullback(self.codomain.unravel(v))[0])

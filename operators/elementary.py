@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import index
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Diagonal(LinearOperator):
     tensor([3., 8.])
     """
 
-    _parameters = ("values",)
+    _parameters: ClassVar[tuple[str, ...]] = ("values",)
 
     def __init__(
         self,
@@ -66,25 +67,20 @@ class Diagonal(LinearOperator):
             )
         if values.dtype != space.dtype:
             raise TypeError(f"values has dtype {values.dtype}, but the space has {space.dtype}")
-        structure = Structure(
-            diagonal=True,
-            positive_definite=bool(positive_definite),
-            positive_semidefinite=positive_semidefinite,
-        )
-        claims: tuple[str, ...] = ("positive_definite",) if positive_definite else ()
-        if positive_definite is None and readable(values):
+        claims = {
+            "positive_definite": bool(positive_definite),
+            "positive_semidefinite": positive_semidefinite,
+        }
+        structure = Structure(diagonal=True, **claims)
+        if positive_definite is None and not positive_semidefinite and readable(values):
             structure = Structure(
                 diagonal=True,
                 positive_definite=bool((values > 0).all()),
                 positive_semidefinite=bool((values >= 0).all()),
             )
-        elif positive_semidefinite:
-            claims += ("positive_semidefinite",)
         super().__init__(space, space, structure)
-        self._claims = claims
+        self._claims = tuple(claim for claim, made in claims.items() if made)
         self.values = values
-        # c, for c times an Identity of which only the size was said; see `_on`.
-        self._untyped_multiple: Scalar | None = None
 
     @property
     def low_rank_plus_diagonal(self) -> bool:
@@ -100,13 +96,27 @@ class Diagonal(LinearOperator):
         return Cost(flops=self.shape[0])
 
     def _exact_diagonal(self) -> Tensor:
-        return self.values.expand(self.shape[0])
+        return self.values.to(self.dtype).expand(self.shape[0])
+
+    def _try_claims(self) -> bool:
+        if not self._claims or not readable(self.values):
+            return not self._claims
+        wrong = self.values <= 0 if "positive_definite" in self._claims else self.values < 0
+        if bool(wrong.any()):
+            raise FalseClaimError(
+                f"{self!r} is claimed {self._claims[0].replace('_', ' ')} "
+                f"({self._claims[0]}=True), but its smallest entry is "
+                f"{float(self.values.min()):.3g}; drop the claim"
+            )
+        return True
 
     def _on(self, space: Space) -> LinearOperator:
-        c = self._untyped_multiple
-        if c is None or self.shape[0] != space.size:
+        if not self._untyped or self.shape[0] != space.size:
             return self
-        return Identity(space) * c
+        if isinstance(self, Identity):
+            return Identity(space)
+        values = self.values.to(dtype=space.dtype, device=space.device)
+        return self._derived(values, space, self.structure)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.values * v
@@ -114,11 +124,14 @@ class Diagonal(LinearOperator):
     def _matmat(self, block: Tensor) -> Tensor:
         return (self.values if self.values.ndim == 0 else self.values[:, None]) * block
 
-    def _derived(self, values: Tensor, space: Space, structure: Structure) -> Diagonal:
-        """Diagonal whose facts follow from those of others: neither looked up nor claimed."""
+    def _derived(
+        self, values: Tensor, space: Space, structure: Structure, *others: Diagonal
+    ) -> Diagonal:
+        """Diagonal whose facts follow from those of this one and others."""
         derived = object.__new__(Diagonal)
         LinearOperator.__init__(derived, space, space, structure)
-        derived.values, derived._untyped_multiple = values, None
+        derived.values = values
+        derived._inherit_claims(self, *others)
         return derived
 
     def _add(self, other: LinearOperator) -> LinearOperator | None:
@@ -126,27 +139,25 @@ class Diagonal(LinearOperator):
             return None
         space = other.domain if self.domain.is_flat else self.domain
         structure = self.structure.plus(other.structure)
-        return self._derived(self.values + other.values, space, structure)
+        total = self._derived(self.values + other.values, space, structure, other)
+        total._untyped = self._untyped and other._untyped
+        return total
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         structure = self.structure.times(sign_of(factor))
         # A scalar tensor of a wider dtype would widen values that are a scalar tensor too.
-        scaled = self._derived((factor * self.values).to(self.dtype), self.domain, structure)
-        if self._untyped_multiple is not None:
-            scaled._untyped_multiple = factor * self._untyped_multiple
+        values = (factor * self.values).to(self.values.dtype)
+        scaled = self._derived(values, self.domain, structure)
+        scaled._untyped = self._untyped
         return scaled
 
     def _compose(self, other: LinearOperator) -> LinearOperator | None:
         if isinstance(other, Diagonal):
             space = other.domain if self.domain.is_flat else self.domain
             structure = self.structure.compose(other.structure)
-            return self._derived(self.values * other.values, space, structure)
-        return self._rcompose(other)
-
-    def _rcompose(self, other: LinearOperator) -> LinearOperator | None:
-        # A multiple of I on one and the same space is but a factor.
-        if isinstance(self, Identity) and (self.domain.is_flat or not other.domain.is_flat):
-            return other
+            product = self._derived(self.values * other.values, space, structure, other)
+            product._untyped = self._untyped and other._untyped
+            return product
         return None
 
 
@@ -176,6 +187,8 @@ class Identity(Diagonal):
     tensor([1.1000, 0.0000], dtype=torch.float64)
     """
 
+    _parameters = ()
+
     def __init__(
         self,
         space: int | Space,
@@ -193,8 +206,23 @@ class Identity(Diagonal):
             space = Space.flat(size, dtype or torch.get_default_dtype(), device or "cpu")
         structure = Structure(diagonal=True, positive_definite=True)
         LinearOperator.__init__(self, space, space, structure)
-        self.values = torch.ones((), dtype=space.dtype, device=space.device)
-        self._untyped_multiple = 1.0 if untyped else None
+        self._untyped = untyped
+
+    # The one value is no variable, so it is no attribute either.
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]
+        """``1``; in float64 until the dtype is known, so that 0.1 I is as exact as it may be."""
+        dtype = torch.float64 if self._untyped else self.dtype
+        return torch.ones((), dtype=dtype, device=self.device)
+
+    def _compose(self, other: LinearOperator) -> LinearOperator | None:
+        # It falls out where it brings no space that the other operand lacks.
+        if self.domain.is_flat or self.domain == other.codomain:
+            return other
+        return super()._compose(other)
+
+    def _rcompose(self, other: LinearOperator) -> LinearOperator | None:
+        return other if self.domain.is_flat or self.domain == other.domain else None
 
 
 class Dense(LinearOperator):
@@ -301,6 +329,7 @@ class Dense(LinearOperator):
         domain, codomain = (Space.flat(k, matrix.dtype, matrix.device) for k in (n, m))
         LinearOperator.__init__(derived, domain, codomain, structure)
         derived.matrix = matrix
+        derived._inherit_claims(self)
         return derived
 
     def _cost(self) -> Cost:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import types
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from operators.closures import hidden
 from operators.cost import Cost
 from operators.linear_operator import LinearOperator
 from operators.tracing import forward_over_forward
@@ -124,11 +125,13 @@ class _Factor:
     def __init__(self, solver: Solver) -> None:
         self.solver = solver
         self.prepared: Prepared | None = None
-        self.versions: list[int] = []
+        self.versions: list[int | None] = []
 
     def of(self, A: LinearOperator) -> Prepared:
-        versions = [0 if t.is_inference() else t._version for t in A.tensors]
-        if self.prepared is None or versions != self.versions:
+        watched = [*A.tensors, *hidden(A)]
+        # Inference tensors do not count their changes: for them every solve prepares anew.
+        versions = [None if t.is_inference() else t._version for t in watched]
+        if self.prepared is None or None in versions or versions != self.versions:
             self.prepared, self.versions = self.solver.prepare(A), versions
         return self.prepared
 
@@ -137,6 +140,14 @@ def _product(treespec: pytree.TreeSpec, transpose: bool, x: Tensor, *tensors: Te
     A: LinearOperator = pytree.tree_unflatten(list(tensors), treespec)
     A = A.T if transpose else A
     return A._matvec(x) if x.ndim == 1 else A._matmat(x)
+
+
+def _pulled_back(
+    product: Callable[..., Tensor], tensors: Sequence[Tensor], w: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradient of ``<w, product(*tensors)>``."""
+    numbers = tuple(range(len(tensors)))
+    return torch.func.grad(lambda *moved: (product(*moved) * w).sum(), numbers)(*tensors)
 
 
 class _Solve(torch.autograd.Function):
@@ -164,7 +175,7 @@ class _Solve(torch.autograd.Function):
         gradients: tuple[Tensor | None, ...] = (None,) * len(tensors)
         if any(ctx.needs_input_grad[4:]):
             product = partial(_product, ctx.treespec, ctx.transpose, x)
-            gradients = torch.func.vjp(product, *tensors)[1](-b_bar)
+            gradients = _pulled_back(product, tensors, -b_bar)
         return b_bar, None, None, None, *gradients
 
     @staticmethod
@@ -183,7 +194,14 @@ class _Solve(torch.autograd.Function):
 
             primals = tuple(tensors[i] for i in moving)
             directions = tuple(tensor_tangents[i] for i in moving)
-            right = right - torch.func.jvp(product, primals, directions)[1]
+
+            # A' x, as the derivative by w of <A_bar(w), A'>: a jvp here, inside another one, would
+            # be forward over forward for an Inverse inside A.
+            def along(w: Tensor) -> Tensor:
+                pairs = zip(_pulled_back(product, primals, w), directions, strict=True)
+                return sum(((a * d).sum() for a, d in pairs), w.new_zeros(()))
+
+            right = right - torch.func.grad(along)(torch.zeros_like(right))
         solution: Tensor = _Solve.apply(right, ctx.transpose, ctx.treespec, ctx.factor, *tensors)
         return solution
 
@@ -217,50 +235,22 @@ class _Solve(torch.autograd.Function):
 
 
 def _refuse_hidden_tensors(operator: LinearOperator) -> None:
-    for operand in operator.operands:
-        _refuse_hidden_tensors(operand)
-    for name, value in operator.__dict__.items():
-        if name in operator._parameters or not callable(value):
-            continue
-        for tensor in _closed_over(value, set()):
-            traced = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            if traced or (tensor.requires_grad and torch.is_grad_enabled()):
-                raise ValueError(
-                    f"the {name} of {operator!r} closes over a tensor of shape "
-                    f"{tuple(tensor.shape)} that is being differentiated or mapped; its derivative "
-                    "through the inverse would be a silent zero: hand it over as an argument, "
-                    "e.g. Hessian(loss, y, x) with loss(y, x)"
-                )
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    own: set[int] = set()
+    for tensor in hidden(operator):
+        if not wrapped(tensor):
+            if not (tensor.requires_grad and torch.is_grad_enabled()):
+                continue
+            # A module that is called by its parameters, which are those of the operator.
+            own = own or {_address(t) for t in operator.tensors if not wrapped(t)}
+            if _address(tensor) in own:
+                continue
+        raise ValueError(
+            f"a function in {operator!r} closes over a tensor of shape {tuple(tensor.shape)} that "
+            "is being differentiated or mapped; its derivative through the inverse would be a "
+            "silent zero: hand it over as an argument, e.g. Hessian(loss, y, x) with loss(y, x)"
+        )
 
 
-def _closed_over(value: Any, seen: set[int]) -> list[Tensor]:
-    """Tensors that a function reaches: by its closure, its defaults, a partial, or a module."""
-    if id(value) in seen:
-        return []
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, torch.nn.Module):
-        return [*value.parameters(), *value.buffers()]
-    parts: list[Any] = []
-    if isinstance(value, partial):
-        parts = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, types.MethodType):
-        parts = [value.__func__, value.__self__]
-    elif isinstance(value, types.FunctionType):
-        cells = value.__closure__ or ()
-        parts = [cell.cell_contents for cell in cells if _filled(cell)]
-        parts += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    elif isinstance(value, (list, tuple, dict)):
-        parts = pytree.tree_leaves(value)
-    elif isinstance(value, LinearOperator):
-        parts = [*value.tensors]
-    return [tensor for part in parts for tensor in _closed_over(part, seen)]
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:  # a name that is not bound yet
-        return False
-    return True
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from numbers import Real
 from typing import Any, ClassVar
@@ -62,7 +63,7 @@ class LinearOperator(ABC):
     _claims: tuple[str, ...] = ()
     _probed = False
     # The operator that this one was made from by `T`: ``A.T @ A`` is known by it.
-    _source: LinearOperator | None = None
+    _source: weakref.ref[LinearOperator] | None = None
     # What the pytree that it was put together from said of all but the tensors.
     _fixed: _Fixed | None = None
 
@@ -245,9 +246,25 @@ class LinearOperator(ABC):
         """
         if not self._probed:
             waiting = [operand for operand in self.operands if not operand.check_claims()]
-            tried = not self._claims or refute(self, self._claims)
-            self._probed = tried and not waiting
+            self._probed = self._try_claims() and not waiting
         return self._probed
+
+    def _try_claims(self) -> bool:
+        """Raise where a claim of this class itself is false; False where none can tell now."""
+        return not self._claims or refute(self, self._claims)
+
+    def _promises(self) -> bool:
+        """Whether there is a claim, of this operator or of an operand."""
+        return bool(self._claims) or any(operand._promises() for operand in self.operands)
+
+    def _inherit_claims(self, *sources: LinearOperator) -> None:
+        """Try the claims of the operators whose facts this one has; where they wait, they pass on.
+
+        For a class that keeps no operands: what was promised of them would be forgotten.
+        """
+        if not all(source.check_claims() for source in sources):
+            facts = (field.name for field in fields(self.structure))
+            self._claims = tuple(fact for fact in facts if getattr(self.structure, fact))
 
     def to_dense(self) -> Tensor:
         """Matrix ``(m, n)``. Costs n products and m n numbers."""
@@ -293,8 +310,11 @@ class LinearOperator(ABC):
         if self.symmetric:
             return self
         transposed = self._transpose()
-        transposed._source = self
+        transposed._source = weakref.ref(self)
         return transposed
+
+    # Whether it has a size, but no dtype, device and space of its own.
+    _untyped = False
 
     def _on(self, space: Space) -> LinearOperator:
         """The operator on `space`, where it has no space of its own but a size; else unchanged."""
@@ -324,6 +344,8 @@ class LinearOperator(ABC):
     def __mul__(self, factor: Scalar) -> LinearOperator:
         if isinstance(factor, Tensor) and factor.ndim != 0:
             raise ValueError(f"factor has shape {tuple(factor.shape)}; expected a scalar")
+        if isinstance(factor, Tensor) and factor.is_complex():
+            raise TypeError(f"factor is {factor.dtype}; expected a real number for {self!r}")
         if not isinstance(factor, (Real, Tensor)):
             return NotImplemented
         # numpy's scalars are Real too; torch wants Python's.
@@ -409,9 +431,13 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _flatten(operator: LinearOperator) -> tuple[list[Any], _Fixed]:
     names = [name for name in operator._parameters if name in operator.__dict__]
-    leaves, treespec = pytree.tree_flatten([operator.__dict__[name] for name in names])
+    values = [operator.__dict__[name] for name in names]
     fixed = operator._fixed
-    if fixed is None:
+    if fixed is not None:
+        # A leaf may be a tree of its own by now, as in the Hessian with respect to an operator.
+        leaves = fixed.treespec.flatten_up_to(values)
+    else:
+        leaves, treespec = pytree.tree_flatten(values)
         moving = [isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves]
         held = [None if moves else leaf for leaf, moves in zip(leaves, moving, strict=True)]
         left_out = {*names, *operator._transient, "_probed", "_source", "_fixed"}

@@ -79,18 +79,15 @@ class LowRankPlusDiagonal(LinearOperator):
         for what, dtype in (("weights", weights.dtype), ("the space", space.dtype)):
             if dtype != rows.dtype:
                 raise TypeError(f"{what} has dtype {dtype}, but rows has {rows.dtype}")
-        structure = Structure(
-            symmetric=True,
-            positive_definite=bool(positive_definite),
-            positive_semidefinite=positive_semidefinite,
-        )
-        claims: tuple[str, ...] = ("positive_definite",) if positive_definite else ()
-        if positive_definite is None and readable(weights, d):
+        claims = {
+            "positive_definite": bool(positive_definite),
+            "positive_semidefinite": positive_semidefinite,
+        }
+        structure = Structure(symmetric=True, **claims)
+        if positive_definite is None and not positive_semidefinite and readable(weights, d):
             structure = _look_up(weights, d)
-        elif positive_semidefinite:
-            claims += ("positive_semidefinite",)
         super().__init__(space, space, structure)
-        self._claims = claims
+        self._claims = tuple(claim for claim, made in claims.items() if made)
         self.rows, self.diagonal_values, self.weights = rows, d, weights
 
     @property
@@ -122,10 +119,10 @@ class LowRankPlusDiagonal(LinearOperator):
             rows, weights = torch.cat([rows, other.rows]), torch.cat([weights, other.weights])
         else:
             return None
-        # The sum may have gained definiteness: a large diagonal does not, but signs may.
-        if readable(weights, d) and not structure.positive_definite:
-            structure = _look_up(weights, d)
-        return self._derived(rows, d, weights, space, structure)
+        # The sum may have gained definiteness that neither term has.
+        if readable(weights, d):
+            structure = structure.join(_look_up(weights, d))
+        return self._derived(rows, d, weights, space, structure, other)
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         structure = self.structure.times(sign_of(factor))
@@ -133,14 +130,21 @@ class LowRankPlusDiagonal(LinearOperator):
         return self._derived(self.rows, d, weights, self.domain, structure)
 
     def _derived(
-        self, rows: Tensor, d: Tensor, weights: Tensor, space: Space, structure: Structure
+        self,
+        rows: Tensor,
+        d: Tensor,
+        weights: Tensor,
+        space: Space,
+        structure: Structure,
+        *others: LinearOperator,
     ) -> LowRankPlusDiagonal:
-        """One whose facts follow from those of others: neither looked up nor claimed."""
+        """One whose facts follow from those of this one and others."""
         derived = object.__new__(LowRankPlusDiagonal)
         LinearOperator.__init__(derived, space, space, structure)
         # A factor of a wider dtype would widen what is held as a scalar tensor.
         derived.rows, derived.weights = rows, weights.to(rows.dtype)
         derived.diagonal_values = d.to(rows.dtype)
+        derived._inherit_claims(self, *others)
         return derived
 
     def _cost(self) -> Cost:
@@ -155,6 +159,8 @@ class LowRankPlusDiagonal(LinearOperator):
     def _exact_logdet(self) -> Tensor | None:
         """``log |det D| + log |det(I + W U D^-1 U^T)|``: the matrix determinant lemma."""
         d = self.diagonal_values.expand(self.shape[0])
+        if readable(d) and bool((d == 0).any()):
+            return None
         eye = torch.eye(self.rank, dtype=self.dtype, device=self.device)
         small = eye + self.weights[:, None] * self.rows @ (self.rows / d).T
         return d.abs().log().sum() + torch.linalg.slogdet(small).logabsdet

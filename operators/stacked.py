@@ -14,6 +14,7 @@ from operators.cost import Cost
 from operators.linear_operator import LinearOperator
 from operators.space import Space
 from operators.structure import Structure
+from operators.tracing import readable
 
 
 class Stacked(LinearOperator):
@@ -61,10 +62,10 @@ class Stacked(LinearOperator):
             raise ValueError("operators is empty; expected at least one")
         for b, operator in enumerate(operators):
             _check_alike(operators[0], operator, b)
-            operator.check_claims()
-        batched = pytree.tree_map(lambda *leaves: torch.stack(leaves), *operators)
-        structure = reduce(Structure.meet, (operator.structure for operator in operators))
-        self._hold(batched, len(operators), structure)
+        model = _sharing_facts(list(operators))
+        batched = pytree.tree_map(lambda *leaves: torch.stack(leaves), model, *operators[1:])
+        self._hold(batched, len(operators), model.structure)
+        self._probed = all(operator.check_claims() for operator in operators)
 
     @classmethod
     def of(cls, batched: LinearOperator) -> Stacked:
@@ -106,6 +107,11 @@ class Stacked(LinearOperator):
     def operands(self) -> tuple[LinearOperator, ...]:
         """None: what it holds is a batch, not an operator that can be applied by itself."""
         return ()
+
+    def _try_claims(self) -> bool:
+        if not self.batched._promises():
+            return True
+        return readable(*self.tensors) and all(self[b].check_claims() for b in range(self.count))
 
     @property
     def block_diagonal(self) -> bool:
@@ -154,6 +160,27 @@ class Stacked(LinearOperator):
 
     def _describe(self) -> str:
         return f"{self.count} of {self.batched!r}"
+
+
+def _sharing_facts(operators: list[LinearOperator]) -> LinearOperator:
+    """The first of them, with those facts alone that all of them have; operand by operand."""
+    first = operators[0]
+    shared = object.__new__(type(first))
+    shared.__dict__.update(first.__dict__)
+    shared._fixed = None
+    shared.structure = reduce(Structure.meet, (operator.structure for operator in operators))
+    shared._claims = tuple({claim: None for operator in operators for claim in operator._claims})
+    for name in first._parameters:
+        values: list[Any] = [operator.__dict__.get(name) for operator in operators]
+        if isinstance(values[0], LinearOperator):
+            shared.__dict__[name] = _sharing_facts(values)
+        elif isinstance(values[0], (list, tuple)):
+            parts = [
+                _sharing_facts(list(part)) if isinstance(part[0], LinearOperator) else part[0]
+                for part in zip(*values, strict=True)
+            ]
+            shared.__dict__[name] = type(values[0])(parts)
+    return shared
 
 
 def _times(count: int, space: Space) -> Space:

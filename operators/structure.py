@@ -71,6 +71,12 @@ class Structure:
             **{f.name: getattr(self, f.name) and getattr(other, f.name) for f in fields(self)}
         )
 
+    def join(self, other: Structure) -> Structure:
+        """The facts of one and the same operator, known from two sources."""
+        return Structure(
+            **{f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)}
+        )
+
     def plus(self, other: Structure) -> Structure:
         """Structure of A + B: a sum is definite if both are semidefinite and one is definite."""
         semidefinite = self.positive_semidefinite and other.positive_semidefinite

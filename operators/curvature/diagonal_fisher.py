@@ -77,7 +77,7 @@ class DiagonalFisher(Diagonal):
     (tensor([1.5000, 0.5000]), 0.5)
     """
 
-    _parameters: ClassVar[tuple[str, ...]] = (  # type: ignore[assignment]
+    _parameters: ClassVar[tuple[str, ...]] = (
         "values",
         "damping",
     )

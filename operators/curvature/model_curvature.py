@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from operators.cost import Cost
 from operators.curvature.batch import batch_size, check_chunk_size, chunks
 from operators.curvature.module import as_function
-from operators.derivatives import _Kept
+from operators.kept import Kept
 from operators.linear_operator import LinearOperator, Scalar
 from operators.space import Space, Tree
 from operators.structure import Structure
@@ -59,7 +59,7 @@ class ModelCurvature(LinearOperator):
 
     _parameters: ClassVar[tuple[str, ...]] = ("y", "inputs", "damping")
     _transient = ("_kept",)
-    _kept: _Kept | None = None
+    _kept: Kept | None = None
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class ModelCurvature(LinearOperator):
             push = torch.func.vjp(lambda u: pull(u)[0], zero)[1]
             return outputs, (outputs, lambda v: push(v)[0], lambda u: pull(u)[0])
 
-        self._kept = self._kept or _Kept()
+        self._kept = self._kept or Kept()
         leaves = pytree.tree_leaves((self.y, self.inputs))
         sweeps: tuple[Tree, Any, Any] = self._kept.get([*leaves, *self._closed_over], record)
         return sweeps

@@ -102,6 +102,10 @@ class FunctionalModule:
         state = {**self.state, **y}
         return torch.func.functional_call(self.module, state, inputs, options, strict=True)
 
+    def __tensors__(self) -> list[Tensor]:
+        """What it uses besides its arguments; never the module's own, which carry gradients."""
+        return list(self.state.values())
+
     def __repr__(self) -> str:
         return f"functional({type(self.module).__name__})"
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
+from operators.algebra import transposes
 from operators.claims import FalseClaimError
 from operators.cost import Cost
 from operators.elementary import Diagonal
@@ -364,21 +365,16 @@ class Sparse(LinearOperator):
         self, values: Tensor, pattern: Pattern, left: LinearOperator, right: LinearOperator
     ) -> Sparse:
         structure = left.structure.compose(right.structure)
-        if _transposes(left, right):
+        if transposes(left, right):
             structure = _congruence(Structure(positive_semidefinite=True), structure)
         elif isinstance(left, Sparse) and left._factors is not None:
             frame, weight = left._factors
-            if _transposes(frame, right):
+            if transposes(frame, right):
                 structure = _congruence(weight.structure.congruence(right.structure), structure)
         other = left if right is self else right
         derived = self._derived(values, pattern, structure, right.domain, left.codomain, other)
         derived._factors = left, right
         return derived
-
-
-def _transposes(a: LinearOperator, b: LinearOperator) -> bool:
-    """Whether A is known to be ``B^T``."""
-    return a._source is b or b._source is a or (a is b and a.symmetric)
 
 
 def _congruence(known: Structure, composed: Structure) -> Structure:
@@ -396,12 +392,10 @@ def _seen(structure: Structure, pattern: Pattern) -> Structure:
     """Facts together with those that the pattern shows."""
     if pattern.shape[0] != pattern.shape[1]:
         return structure
-    return Structure(
-        symmetric=structure.symmetric,
-        positive_semidefinite=structure.positive_semidefinite,
-        positive_definite=structure.positive_definite,
-        lower_triangular=structure.lower_triangular or pattern.lower_triangular,
-        upper_triangular=structure.upper_triangular or pattern.upper_triangular,
+    return structure.join(
+        Structure(
+            lower_triangular=pattern.lower_triangular, upper_triangular=pattern.upper_triangular
+        )
     )
 
 

@@ -270,9 +270,10 @@ COMPOUNDS: dict[str, Callable[[LinearOperator], LinearOperator]] = {
 @pytest.mark.parametrize("name", CLAIMANTS)
 def test_inside_compounds(name, compound):
     """The claim is about the operand: it is tried there, whatever it has gone into."""
-    A = COMPOUNDS[compound](CLAIMANTS[name]())
+    A = CLAIMANTS[name]()
+    # Where the operand is kept, at the first product; where only its facts are, before.
     with pytest.raises(FalseClaimError, match="is claimed"):
-        A @ sampled(N, seed=9)
+        COMPOUNDS[compound](A) @ sampled(N, seed=9)
 
 
 @pytest.mark.parametrize("name", CLAIMANTS)
@@ -615,7 +616,13 @@ def test_the_error_says_which_where_and_what_to_do():
     with pytest.raises(
         FalseClaimError,
         match=r"^Diagonal\(5, 5\) is claimed positive definite \(positive_definite=True\), but "
-        r"<v, A v> = -1 for a unit vector v; drop the claim$",
+        r"its smallest entry is -1; drop the claim$",
     ):
         CLAIMANTS["Diagonal"]().check_claims()
+    with pytest.raises(
+        FalseClaimError,
+        match=r"^Dense\(2, 2\) is claimed positive definite \(positive_definite=True\), but "
+        r"<v, A v> = -1 for a unit vector v; drop the claim$",
+    ):
+        Dense(-torch.eye(2), positive_definite=True).check_claims()
     assert issubclass(FalseClaimError, ValueError)
