@@ -44,7 +44,7 @@ class Diagonal(LinearOperator):
     tensor([3., 8.])
     """
 
-    _parameters: ClassVar[tuple[str, ...]] = ("values",)
+    _parameters: ClassVar[tuple[str, ...]] = ("_values",)
 
     def __init__(
         self,
@@ -80,7 +80,13 @@ class Diagonal(LinearOperator):
             )
         super().__init__(space, space, structure)
         self._claims = tuple(claim for claim, made in claims.items() if made)
-        self.values = values
+        self._values = values
+
+    @property
+    def values(self) -> Tensor:
+        """``d``: ``(n,)``, or a scalar for ``d I``."""
+        # Those of an untyped multiple of I are held in double precision.
+        return self._values.to(self.dtype)
 
     @property
     def low_rank_plus_diagonal(self) -> bool:
@@ -96,7 +102,7 @@ class Diagonal(LinearOperator):
         return Cost(flops=self.shape[0])
 
     def _exact_diagonal(self) -> Tensor:
-        return self.values.to(self.dtype).expand(self.shape[0])
+        return self.values.expand(self.shape[0])
 
     def _try_claims(self) -> bool:
         if not self._claims or not readable(self.values):
@@ -115,7 +121,7 @@ class Diagonal(LinearOperator):
             return self
         if isinstance(self, Identity):
             return Identity(space)
-        values = self.values.to(dtype=space.dtype, device=space.device)
+        values = self._values.to(dtype=space.dtype, device=space.device)
         return self._derived(values, space, self.structure)
 
     def _matvec(self, v: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ class Diagonal(LinearOperator):
         """Diagonal whose facts follow from those of this one and others."""
         derived = object.__new__(Diagonal)
         LinearOperator.__init__(derived, space, space, structure)
-        derived.values = values
+        derived._values = values
         derived._inherit_claims(self, *others)
         return derived
 
@@ -139,14 +145,14 @@ class Diagonal(LinearOperator):
             return None
         space = other.domain if self.domain.is_flat else self.domain
         structure = self.structure.plus(other.structure)
-        total = self._derived(self.values + other.values, space, structure, other)
+        total = self._derived(self._values + other._values, space, structure, other)
         total._untyped = self._untyped and other._untyped
         return total
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         structure = self.structure.times(sign_of(factor))
         # A scalar tensor of a wider dtype would widen values that are a scalar tensor too.
-        values = (factor * self.values).to(self.values.dtype)
+        values = (factor * self._values).to(self._values.dtype)
         scaled = self._derived(values, self.domain, structure)
         scaled._untyped = self._untyped
         return scaled
@@ -155,7 +161,7 @@ class Diagonal(LinearOperator):
         if isinstance(other, Diagonal):
             space = other.domain if self.domain.is_flat else self.domain
             structure = self.structure.compose(other.structure)
-            product = self._derived(self.values * other.values, space, structure, other)
+            product = self._derived(self._values * other._values, space, structure, other)
             product._untyped = self._untyped and other._untyped
             return product
         return None
@@ -208,10 +214,10 @@ class Identity(Diagonal):
         LinearOperator.__init__(self, space, space, structure)
         self._untyped = untyped
 
-    # The one value is no variable, so it is no attribute either.
+    # The one value is no variable, so it is no attribute either; in float64 until the dtype is
+    # known, so that 0.1 I is as exact as it may be.
     @property
-    def values(self) -> Tensor:  # type: ignore[override]
-        """``1``; in float64 until the dtype is known, so that 0.1 I is as exact as it may be."""
+    def _values(self) -> Tensor:  # type: ignore[override]
         dtype = torch.float64 if self._untyped else self.dtype
         return torch.ones((), dtype=dtype, device=self.device)
 
