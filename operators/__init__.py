@@ -33,7 +33,7 @@ from operators.curvature.lbfgs_inverse import LBFGSInverse
 from operators.curvature.likelihood import Bernoulli, Categorical, Gaussian
 from operators.curvature.mfac import MFAC, MFACInverse
 from operators.curvature.module import functional
-from operators.curvature.quasi_newton import LBFGS, Broyden
+from operators.curvature.quasi_newton import LBFGS, Broyden, BroydenInverse
 from operators.derivatives import CrossDerivative, Hessian, Jacobian, Linearization
 from operators.elementary import Dense, Diagonal, Identity
 from operators.function import FunctionOperator
@@ -68,6 +68,7 @@ __all__ = [
     "Block",
     "BlockDiagonal",
     "Broyden",
+    "BroydenInverse",
     "Categorical",
     "Colouring",
     "ColouringError",

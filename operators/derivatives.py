@@ -114,6 +114,9 @@ class Linearization(Jacobian):
     _backward: Kept | None = None
     _forward: Kept | None = None
 
+    def __init__(self, residual: Callable[..., Tree], u: Tree, *args: Any) -> None:
+        super().__init__(residual, u, *args)
+
     @property
     def value(self) -> Tree:
         """``F(u, *args)``."""

@@ -151,7 +151,7 @@ class Diagonal(LinearOperator):
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         structure = self.structure.times(sign_of(factor))
-        # A scalar tensor of a wider dtype would widen values that are a scalar tensor too.
+        # A factor of a wider dtype would widen values that are a scalar tensor too.
         values = (factor * self._values).to(self._values.dtype)
         scaled = self._derived(values, self.domain, structure)
         scaled._untyped = self._untyped

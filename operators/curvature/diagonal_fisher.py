@@ -77,10 +77,7 @@ class DiagonalFisher(Diagonal):
     (tensor([1.5000, 0.5000]), 0.5)
     """
 
-    _parameters: ClassVar[tuple[str, ...]] = (
-        "values",
-        "damping",
-    )
+    _parameters: ClassVar[tuple[str, ...]] = ("_values", "damping")
 
     def __init__(
         self, diagonal: Tensor, damping: Scalar = 0.0, *, space: Space | None = None

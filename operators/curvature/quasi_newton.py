@@ -18,6 +18,13 @@ from operators.low_rank_update import LowRankUpdate
 from operators.space import Space, Tree
 
 
+class BroydenInverse(LowRankUpdate):
+    """``H = a I + sum_t u_t v_t^T ~ J^-1``: what `Broyden` has learnt of an inverse Jacobian.
+
+    It maps the newest difference to its step, ``H y = s``; see `LowRankUpdate` for the arguments.
+    """
+
+
 class Broyden:
     """Broyden's "good" method with limited memory: ``B ~ J`` and ``H = B^-1`` from pairs.
 
@@ -115,7 +122,7 @@ class Broyden:
         self._right.append(row)
         return True
 
-    def inverse(self) -> LowRankUpdate:
+    def inverse(self) -> BroydenInverse:
         """H as of now."""
         return self._inverse(list(self._left), list(self._right))
 
@@ -123,9 +130,9 @@ class Broyden:
         """B as of now: the inverse of H in closed form."""
         return self.inverse().inverse()
 
-    def _inverse(self, left: list[Tensor], right: list[Tensor]) -> LowRankUpdate:
+    def _inverse(self, left: list[Tensor], right: list[Tensor]) -> BroydenInverse:
         rows = (_stack(self.space, left), _stack(self.space, right))
-        return LowRankUpdate(*rows, self.scale, space=self.space)
+        return BroydenInverse(*rows, self.scale, space=self.space)
 
 
 class LBFGS:

@@ -6,8 +6,10 @@ The matrix is written out by hand, in torch, so that torch.func differentiates i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +49,10 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
+
+
+def wide(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float64
 
 
 def eye(like: Tensor, n: int) -> Tensor:
@@ -455,4 +461,47 @@ CASES["KFAC, factored damping"] = Case(
     lambda n, r: {"s": r(2, 3), "a": r(n, 3)},
     lambda p: ops.KFAC(factors(p), layer(p["a"].shape[0], p["a"]), damping=0.25),
     factored,
+)
+
+# --- sparse derivatives ---------------------------------------------------------------------------
+
+
+@functools.cache
+def jacobian_plan(n: int) -> Any:
+    """Pattern and colouring, found once: inside torch.func's vmap they could not be."""
+    y = torch.ones(n, dtype=torch.float64)
+    return ops.SparseJacobian(residual, y, y).plan
+
+
+@functools.cache
+def hessian_plan(n: int) -> Any:
+    y = torch.ones(n, dtype=torch.float64)
+    return ops.SparseHessian(chain, y, y).plan
+
+
+def chain(y: Tensor, x: Tensor) -> Tensor:
+    """``sum_i x_i y_i^2 y_{i+1} / 2``, not cyclic."""
+    return (x[:-1] * y[:-1] ** 2 * y[1:]).sum() / 2
+
+
+def chain_hessian(p: Parameters) -> Tensor:
+    x, y = p["x"], p["y"]
+    main = torch.cat([x[:-1] * y[1:], torch.zeros_like(x[:1])])
+    beside = torch.diag(x[:-1] * y[:-1], 1)
+    return torch.diag(main) + beside + beside.T
+
+
+CASES["SparseJacobian"] = Case(
+    points,
+    lambda p: ops.SparseJacobian(
+        residual, p["y"], p["x"], plan=jacobian_plan(len(p["y"])) if wide(p["y"]) else None
+    ),
+    residual_matrix,
+)
+CASES["SparseHessian"] = Case(
+    points,
+    lambda p: ops.SparseHessian(
+        chain, p["y"], p["x"], plan=hessian_plan(len(p["y"])) if wide(p["y"]) else None
+    ),
+    chain_hessian,
 )
