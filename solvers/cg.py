@@ -49,7 +49,8 @@ class CG(IterativeSolver):
         """
         if not A.symmetric:
             raise StructureError(
-                f"CG needs a symmetric operator; {A!r} does not claim to be: claim it, or use DenseLU"
+                f"CG needs a symmetric operator; {A!r} does not claim to be: claim it, or use "
+                "DenseLU"
             )
         return _PreparedCG(self, A)
 

@@ -51,8 +51,8 @@ class _PreparedCholesky(PreparedSolver):
         super().__init__(solver, A)
         if not A.symmetric:
             raise StructureError(
-                f"DenseCholesky needs a symmetric operator; {A!r} does not claim to be: claim it, or "
-                "use DenseLU"
+                f"DenseCholesky needs a symmetric operator; {A!r} does not claim to be: claim it, "
+                "or use DenseLU"
             )
         matrix = _finite_dense(A, "DenseCholesky")
         # Only one triangle enters the factorisation, so average the two halves of rounding error.

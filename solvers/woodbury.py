@@ -83,8 +83,8 @@ class _PreparedWoodbury(PreparedSolver):
             self.factor, self.pivots, failed = torch.linalg.lu_factor_ex(small)
         if int(failed):
             raise SingularError(
-                f"Woodbury: the {len(weights)} x {len(weights)} system of {A!r} broke down at pivot "
-                f"{int(failed)}; its damping is too small for {A.dtype}"
+                f"Woodbury: the {len(weights)} x {len(weights)} system of {A!r} broke down at "
+                f"pivot {int(failed)}; its damping is too small for {A.dtype}"
             )
 
     def _apply(self, block: Tensor) -> Tensor:
