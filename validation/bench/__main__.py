@@ -2,8 +2,9 @@
 
     python -m validation.bench [GROUP ...] [--threads N] [--repeats N]
 
-Machines are noisy: quote the ratio, not the seconds. The ratios are also written to
-``runs/validation/bench.h5``.
+Rivals must agree before they are timed. Machines are noisy: quote the ratio, not the seconds. The
+ratios are also written to ``runs/validation/bench.h5``. Rivals that are not installed (curvlinops,
+linear_operator) are left out.
 """
 
 from __future__ import annotations
@@ -13,12 +14,24 @@ import argparse
 import threadpoolctl
 import torch
 
-from validation.bench import curvature, nhgd
+from validation.bench import (
+    approximations,
+    curvature,
+    kfac,
+    kronecker,
+    nhgd,
+    sparse,
+    sparse_jacobian,
+    traces,
+)
 from validation.bench.timing import Bench
 
 GROUPS = {
     "nhgd": (nhgd.fisher_inverse, nhgd.hessian_modes),
-    "curvature": (curvature.hessian_product,),
+    "curvature": (curvature.hessian_product, curvature.gauss_newton_product, kfac.factors),
+    "approximations": (approximations.mfac, approximations.nystrom, traces.errors, traces.logdet),
+    "sparse": (sparse.product, sparse_jacobian.nonzeros),
+    "kronecker": (kronecker.product,),
 }
 
 
@@ -33,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
     torch.set_num_threads(options.threads)
+    threadpoolctl.threadpool_limits(options.threads)
     bench = Bench(options.repeats)
     bench.console.print(
         f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats\n"

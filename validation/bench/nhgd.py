@@ -44,12 +44,10 @@ def fisher_inverse(bench: Bench) -> None:
         b, direct = oracles.outer_gradients(y, x, problem.outer_data)
         return direct - oracles.cross(y, x, fresh) @ solve(b)
 
-    dense, factor = hypergradient(dense_inverse), hypergradient(factor_inverse)
-    difference = float((dense - factor).norm() / factor.norm())
     p = y.numel()
     traffic = count * 3 * 4 * p * p / 1e9
     bench.compare(
-        f"One NHGD hypergradient, p = {p}, T = {count}, float32 (difference {difference:.1e})",
+        f"One NHGD hypergradient, p = {p}, T = {count}, float32",
         {
             "factor form": lambda: hypergradient(factor_inverse),
             "dense recursion": lambda: hypergradient(dense_inverse),
@@ -59,6 +57,7 @@ def fisher_inverse(bench: Bench) -> None:
             f"for the update, T times); here {traffic / medians['dense recursion']:.0f} GB/s. The "
             "factor form spends most of its time on the outer gradient and the cross product."
         ),
+        tolerance=1e-4,
     )
     b = oracles.outer_gradients(y, x, problem.outer_data)[0]
     gram = 2 * count**2 * p / 1e9
@@ -72,6 +71,7 @@ def fisher_inverse(bench: Bench) -> None:
             f"The factor form computes {gram:.2f} Gflop for the {count} x {count} matrix: "
             f"{gram / medians['factor form']:.0f} Gflop/s."
         ),
+        tolerance=1e-4,
     )
 
 
@@ -84,11 +84,12 @@ def hessian_modes(bench: Bench) -> None:
     batch = Minibatches(problem.inner_data, 5120, torch.Generator().manual_seed(0)).draw()
     v = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
 
-    def products(mode: str) -> Callable[[], None]:
-        def run() -> None:
+    def products(mode: str) -> Callable[[], Tensor]:
+        def run() -> Tensor:
             hessian = hl.operators.Hessian(lambda u: oracles.inner(u, x, batch), y, mode=mode)
-            for _ in range(10):
+            for _ in range(9):
                 hessian @ v
+            return hessian @ v
 
         return run
 
@@ -100,4 +101,5 @@ def hessian_modes(bench: Bench) -> None:
             f"At least 2 passes over the images a product, {1e3 * passes:.0f} MB in ten: "
             f"{passes / medians['graph kept']:.0f} GB/s with the graph kept."
         ),
+        tolerance=1e-4,
     )
