@@ -158,6 +158,11 @@ class LinearOperator(ABC):
         return False
 
     @property
+    def saddle(self) -> bool:
+        """Whether ``A`` is held as ``[[B, G^T], [G, -C]]``."""
+        return False
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The floating tensors that make ``A``: what it is differentiable with respect to."""
         return tuple(pytree.tree_leaves(self))

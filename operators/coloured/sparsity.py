@@ -106,19 +106,21 @@ def stencil(
             f"coupling has shape {tuple(coupled.shape)}; expected ({kinds}, {kinds}) for fields"
         )
     points = prod(shape)
-    size = torch.tensor(shape)
     strides = torch.tensor([prod(shape[i + 1 :]) for i in range(len(shape))])
     here = torch.arange(points)
     axes = torch.stack(torch.unravel_index(here, shape), dim=1)
-    rows, columns = [], []
-    for step in steps:
-        there = axes + step
-        inside = ((there >= 0) & (there < size)).all(dim=1)
+    # In the order of their numbers the neighbours of each point come sorted, unless they wrap.
+    steps = steps[torch.argsort((steps * strides).sum(dim=1))]
+    inside = torch.ones(points, len(steps), dtype=torch.bool)
+    neighbour = torch.zeros(points, len(steps), dtype=torch.int64)
+    for axis, (count, stride) in enumerate(zip(shape, strides.tolist(), strict=True)):
+        there = axes[:, axis, None] + steps[:, axis]
         if periodic:
-            there, inside = there % size, torch.ones_like(inside)
-        rows.append(here[inside])
-        columns.append((there[inside] * strides).sum(dim=1))
-    row, column = torch.cat(rows), torch.cat(columns)
+            there = there % count
+        else:
+            inside &= (there >= 0) & (there < count)
+        neighbour += there * stride
+    row, column = here.repeat_interleave(inside.sum(dim=1)), neighbour[inside]
 
     def numbered(point: Tensor, kind: Tensor) -> Tensor:
         if layout == "first":

@@ -121,17 +121,16 @@ def lanczos(
                 w = A._matmat(q)
             basis[:, step] = q.T
             alpha = (q * w).sum(0)
-            residual = w.T[..., None]
-            seen = basis[:, : step + 1]
+            residual = w.T
             for _ in range(2):
-                residual = residual - seen.mT @ (seen @ residual)
+                residual = _orthogonalised(residual, basis[:, : step + 1])
             running.append(alive)
             diagonal.append(torch.where(alive, alpha, diagonal[0] if step else alpha))
-            previous, beta = beta, residual[..., 0].norm(dim=1)
+            previous, beta = beta, residual.norm(dim=1)
             scale = torch.maximum(scale, alpha.abs() + beta + previous)
             alive = alive & (beta > 10 * torch.finfo(A.dtype).eps * scale)
             beta = torch.where(alive, beta, 0)
-            q = torch.where(alive, residual[..., 0].T / torch.where(alive, beta, 1), 0)
+            q = torch.where(alive, residual.T / torch.where(alive, beta, 1), 0)
             off_diagonal.append(beta)
         alphas, betas = torch.stack(diagonal, dim=-1), torch.stack(off_diagonal, dim=-1)
         if readable(alphas, scale) and not bool(torch.isfinite(alphas.sum(1) + scale).all()):
@@ -146,6 +145,13 @@ def lanczos(
             norms,
             counts,
         )
+
+
+def _orthogonalised(residual: Tensor, bases: Tensor) -> Tensor:
+    """Rows ``r - Q^T Q r``, each by its own rows Q ``(k, n)``."""
+    # A batched product with single columns would take torch ten times as long on a CPU.
+    pairs = zip(bases, residual, strict=True)
+    return torch.stack([r - Q.T @ (Q @ r) for Q, r in pairs])
 
 
 def _check(A: LinearOperator, block: Tensor, steps: int, image: Tensor | None) -> None:
