@@ -90,6 +90,11 @@ class LinearOperator(ABC):
         self.codomain = codomain
         self.structure = structure
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a file is made of: everything but caches."""
+        dropped = {*self._transient, "_source", "_fixed"}
+        return {name: value for name, value in self.__dict__.items() if name not in dropped}
+
     # --- what it is ---------------------------------------------------------------------------
 
     @property

@@ -6,6 +6,8 @@ finite differences of that matrix.
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -303,3 +305,33 @@ class TestBatches:
         V = r(3, operators.shape[1])
         expected = torch.stack([case.matrix(p) @ v for p, v in zip(batch, V, strict=True)])
         close(vmap(lambda A, v: A @ v)(operators, V), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_copies_after_use(name):
+    case, p, r = drawn(name, 4, 0, torch.float64)
+    A = case.build(p)
+    v = r(A.shape[1])
+    before = A @ v
+    (A.T @ before, A.to_dense())
+    close(copy.deepcopy(A) @ v, before, 0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_are_attributes(name):
+    """A name that is not an attribute would hide its tensors from torch.func."""
+    case, p, _ = drawn(name, 4, 0, torch.float64)
+    held = [case.build(p)]
+    while held:
+        A = held.pop()
+        assert [name for name in A._parameters if name not in A.__dict__] == []
+        held += A.operands
+
+
+@pytest.mark.parametrize("name", ["Dense", "Gram by itself", "Sparse, A.T @ A + d", "Kronecker"])
+def test_pickled_after_use(name):
+    case, p, r = drawn(name, 4, 0, torch.float64)
+    A = case.build(p)
+    v = r(A.shape[1])
+    before = A @ v
+    close(pickle.loads(pickle.dumps(A)) @ v, before, 0)
