@@ -7,6 +7,7 @@ from torch import Tensor
 
 from operators.cost import Cost
 from operators.linear_operator import LinearOperator, Scalar, sign_of
+from operators.space import Space
 from operators.structure import Structure
 
 
@@ -34,7 +35,8 @@ def composed(left: LinearOperator, right: LinearOperator) -> LinearOperator:
         raise ValueError(f"cannot compose {left!r} with {right!r}: inner sizes differ")
     if not right._untyped:
         left = left._on(right.codomain)
-    right = right._on(left.domain)
+    if not left._untyped:
+        right = right._on(left.domain)
     _check_kind(left, right, "compose")
     inner, outer = left.domain, right.codomain
     if not (inner.is_flat or outer.is_flat or inner == outer):
@@ -55,6 +57,8 @@ def composed(left: LinearOperator, right: LinearOperator) -> LinearOperator:
         return Gram(right)
     if isinstance(left, Product) and transposes(left.left, right):
         return Gram(right, left.right)
+    if isinstance(right, Product) and transposes(left, right.right):
+        return Gram(right.right, right.left)
     return Product(left, right)
 
 
@@ -91,6 +95,13 @@ class Sum(LinearOperator):
         super().__init__(domain, codomain, left.structure.plus(right.structure))
         self.left, self.right = left, right
 
+    @property
+    def _untyped(self) -> bool:  # type: ignore[override]
+        return self.left._untyped and self.right._untyped
+
+    def _on(self, space: Space) -> LinearOperator:
+        return self.left._on(space) + self.right._on(space) if self._untyped else self
+
     def _matvec(self, v: Tensor) -> Tensor:
         return self.left._matvec(v) + self.right._matvec(v)
 
@@ -124,6 +135,13 @@ class Scaled(LinearOperator):
         structure = operator.structure.times(sign_of(factor))
         super().__init__(operator.domain, operator.codomain, structure)
         self.operator, self.factor = operator, factor
+
+    @property
+    def _untyped(self) -> bool:  # type: ignore[override]
+        return self.operator._untyped
+
+    def _on(self, space: Space) -> LinearOperator:
+        return self.factor * self.operator._on(space) if self._untyped else self
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.factor * self.operator._matvec(v)
@@ -169,6 +187,13 @@ class Product(LinearOperator):
         structure = left.structure.compose(right.structure)
         super().__init__(right.domain, left.codomain, structure)
         self.left, self.right = left, right
+
+    @property
+    def _untyped(self) -> bool:  # type: ignore[override]
+        return self.left._untyped and self.right._untyped
+
+    def _on(self, space: Space) -> LinearOperator:
+        return composed(self.left._on(space), self.right._on(space)) if self._untyped else self
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.left._matvec(self.right._matvec(v))
@@ -255,6 +280,11 @@ class Gram(LinearOperator):
     _parameters = ("frame", "weight")
 
     def __init__(self, frame: LinearOperator, weight: LinearOperator | None = None) -> None:
+        for name, part in (("frame", frame), ("weight", weight)):
+            if not isinstance(part, LinearOperator) and (name == "frame" or part is not None):
+                raise TypeError(
+                    f"{name} is a {type(part).__name__}; expected an operator, e.g. Dense(matrix)"
+                )
         identity = Structure(positive_definite=True, diagonal=True)
         if weight is not None:
             weight = weight._on(frame.codomain)

@@ -23,6 +23,25 @@ def closed_over(value: Any) -> list[Tensor]:
     return list(_search(value, set()))
 
 
+def constants(function: Any) -> tuple[Any, ...]:
+    """Identities and plain values that a function's closure, defaults and partials hold directly.
+
+    Containers are opened, objects are not: a counter in one is no constant of the function.
+    """
+    found: list[Any] = []
+    waiting, seen = [function], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (str, bytes, int, float, complex, type(None))):
+            found.append(value)
+        elif id(value) not in seen:
+            seen.add(id(value))
+            found.append(id(value))
+            if isinstance(value, (types.FunctionType, partial, dict, list, tuple, set, frozenset)):
+                waiting += _parts(value)
+    return tuple(found)
+
+
 def _search(value: Any, seen: set[int]) -> Iterator[Tensor]:
     if id(value) in seen or isinstance(value, _PLAIN):
         return

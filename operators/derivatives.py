@@ -168,7 +168,7 @@ class Hessian(LinearOperator):
         since A is symmetric, ``A v = A^T v`` is one sweep back through it, about the cost of a
         gradient. It is built anew after y, a tensor in args or one that the loss closes over has
         changed in place, and for each product through which autograd could go on to them (not
-        under ``torch.no_grad``); a change of what the loss reads as a global is not seen.
+        under ``torch.no_grad``); a change of a global, or of a number in an object, is not seen.
         ``"forward"``: forward over reverse, ``A v = d/de grad f(y + e v)`` at e = 0 (Pearlmutter,
         1994, eq. 11), keeps nothing and costs two to three gradients a product.
 

@@ -54,6 +54,8 @@ class Diagonal(LinearOperator):
         positive_definite: bool | None = None,
         positive_semidefinite: bool = False,
     ) -> None:
+        if not isinstance(values, Tensor):
+            raise TypeError(f"values is a {type(values).__name__}; expected a tensor (n,)")
         if space is None:
             if values.ndim != 1:
                 raise ValueError(
@@ -105,13 +107,16 @@ class Diagonal(LinearOperator):
         return self.values.expand(self.shape[0])
 
     def _try_claims(self) -> bool:
-        if not self._claims or not readable(self.values):
-            return not self._claims
-        wrong = self.values <= 0 if "positive_definite" in self._claims else self.values < 0
+        claim = next((c for c in self._claims if c.startswith("positive")), None)
+        if claim is None or not readable(self.values):
+            return claim is None
+        definite = "positive_definite" in self._claims
+        claim = "positive_definite" if definite else claim
+        wrong = self.values <= 0 if definite else self.values < 0
         if bool(wrong.any()):
             raise FalseClaimError(
-                f"{self!r} is claimed {self._claims[0].replace('_', ' ')} "
-                f"({self._claims[0]}=True), but its smallest entry is "
+                f"{self!r} is claimed {claim.replace('_', ' ')} "
+                f"({claim}=True), but its smallest entry is "
                 f"{float(self.values.min()):.3g}; drop the claim"
             )
         return True
@@ -209,6 +214,8 @@ class Identity(Diagonal):
                 raise TypeError(
                     f"space is a {type(space).__name__}; expected a size or a Space"
                 ) from None
+            if size < 0:
+                raise ValueError(f"space={size}; expected a size n >= 0")
             space = Space.flat(size, dtype or torch.get_default_dtype(), device or "cpu")
         structure = Structure(diagonal=True, positive_definite=True)
         LinearOperator.__init__(self, space, space, structure)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from operators.claims import refute
 from operators.cost import Cost
 from operators.linear_operator import LinearOperator
 from operators.space import Space, Tree
@@ -53,6 +54,9 @@ class FunctionOperator(LinearOperator):
     """
 
     _parameters = ("args",)
+    _transient = ("_transposable",)
+    # Whether the transposed product by autograd has been tried.
+    _transposable = False
 
     def __init__(
         self,
@@ -97,6 +101,10 @@ class FunctionOperator(LinearOperator):
         if self.rmatvec is not None:
             image = self.rmatvec(self.codomain.unravel(v), *self.args)
             return self.domain.ravel(image, "rmatvec(u)")
+        if not self._transposable:
+            # Autograd may not see through matvec, and would give zeros without a word.
+            self._transposable = True
+            self._transposable = refute(self, ("adjoint",))
         zero = self.domain.unravel(v.new_zeros(self.shape[1]))
         pullback = torch.func.vjp(lambda u: self.matvec(u, *self.args), zero)[1]
         return self.domain.ravel(pullback(self.codomain.unravel(v))[0])

@@ -80,8 +80,14 @@ class Inverse(LinearOperator):
     _factor: _Factor | None = None
 
     def __init__(self, operator: LinearOperator, solver: Solver) -> None:
+        if not isinstance(operator, LinearOperator):
+            raise TypeError(
+                f"operator is a {type(operator).__name__}; expected an operator, e.g. Dense(matrix)"
+            )
         if operator.shape[0] != operator.shape[1]:
             raise ValueError(f"{operator!r} is not square and has no inverse")
+        if isinstance(solver, type) or not hasattr(solver, "prepare"):
+            raise TypeError(f"solver is {solver!r}; expected a solver object, as solvers.CG() is")
         super().__init__(operator.codomain, operator.domain, operator.structure.inverse())
         self.operator, self.solver = operator, solver
 

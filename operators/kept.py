@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.utils import _pytree as pytree
 
-from operators.closures import closed_over, contents
+from operators.closures import closed_over, constants
 from operators.space import Tree
 
 
@@ -68,11 +67,7 @@ def _state(
     watched = [*tensors, *hidden]
     if any(tensor.is_inference() for tensor in watched):
         return None
-    # A name that the function closes over may have been bound anew.
-    bound = (
-        tuple(id(contents(cell)) for cell in function.__closure__ or ())
-        if isinstance(function, types.FunctionType)
-        else ()
-    )
+    # A name that the function closes over may have been bound anew, a number in a list changed.
+    bound = constants(function)
     counts = tuple((tensor._version, tensor.requires_grad) for tensor in watched)
     return (torch.is_grad_enabled(), bound, counts)

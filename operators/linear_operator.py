@@ -17,6 +17,7 @@ from operators.claims import refute
 from operators.cost import Cost
 from operators.space import Space
 from operators.structure import Structure
+from operators.tracing import place
 
 Scalar = float | int | Tensor
 
@@ -30,7 +31,8 @@ class LinearOperator(ABC):
     (`structure`) follow the rules of `operators.structure`.
 
     An operator is a pytree: its tensors (`tensors`) are what torch.func differentiates and maps, as
-    in ``torch.func.vmap(lambda A, v: A @ v)(A, V)``.
+    in ``torch.func.vmap(lambda A, v: A @ v)(A, V)``. What is known of an operator is known of the
+    values that its tensors had then: do not change them in place, but make another operator.
 
     A subclass implements `_matvec`, and unless it is symmetric `_rmatvec` or `_transpose`; it may
     override `_matmat` where a block is cheaper than its columns. It names in `_parameters` the
@@ -173,7 +175,16 @@ class LinearOperator(ABC):
         return tuple(pytree.tree_leaves(self))
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> LinearOperator:
-        """The same operator of other tensors, in the order of `tensors`; facts are kept."""
+        """The same operator of other tensors, in the order of `tensors`.
+
+        Its facts are claims about the new tensors, tried at the first use. Shapes are not compared:
+        with a further axis everywhere it is a batch, for ``torch.func.vmap`` or `Stacked.of`.
+
+        Raises
+        ------
+        ValueError
+            Another number of tensors.
+        """
         leaves, treespec = pytree.tree_flatten(self)
         if len(tensors) != len(leaves):
             raise ValueError(f"{len(tensors)} tensors for {self!r}, which has {len(leaves)}")
@@ -273,8 +284,12 @@ class LinearOperator(ABC):
         For a class that keeps no operands: what was promised of them would be forgotten.
         """
         if not all(source.check_claims() for source in sources):
-            facts = (field.name for field in fields(self.structure))
-            self._claims = tuple(fact for fact in facts if getattr(self.structure, fact))
+            self._claims = self._known_facts()
+
+    def _known_facts(self) -> tuple[str, ...]:
+        """Names of the facts that are known."""
+        names = (field.name for field in fields(self.structure))
+        return tuple(name for name in names if getattr(self.structure, name))
 
     def to_dense(self) -> Tensor:
         """Matrix ``(m, n)``. Costs n products and m n numbers."""
@@ -410,6 +425,7 @@ class _Fixed:
     names: tuple[str, ...]
     treespec: pytree.TreeSpec  # of the list of their values
     moving: list[bool]  # which leaves are floating tensors
+    origin: list[tuple[int, int]]  # where their values were, and which version of them
     held: list[Any]  # the other leaves
     rest: dict[str, Any]  # the other attributes
 
@@ -452,7 +468,8 @@ def _flatten(operator: LinearOperator) -> tuple[list[Any], _Fixed]:
         held = [None if moves else leaf for leaf, moves in zip(leaves, moving, strict=True)]
         left_out = {*names, *operator._transient, "_probed", "_source", "_fixed"}
         rest = {name: value for name, value in operator.__dict__.items() if name not in left_out}
-        fixed = _Fixed(tuple(names), treespec, moving, held, rest)
+        tensors = [leaf for leaf, moves in zip(leaves, moving, strict=True) if moves]
+        fixed = _Fixed(tuple(names), treespec, moving, [place(t) for t in tensors], held, rest)
     return [leaf for leaf, moves in zip(leaves, fixed.moving, strict=True) if moves], fixed
 
 
@@ -467,6 +484,12 @@ def _unflatten(cls: type[LinearOperator], tensors: list[Any], fixed: _Fixed) -> 
     operator.__dict__.update(fixed.rest, **dict(zip(fixed.names, values, strict=True)))
     # torch also fills trees with what is no tensor (in_dims, say), and takes them apart again.
     operator._fixed = fixed
+    # Facts were learnt of the tensors that it was taken apart from: of others they are but claims.
+    # What follows from the facts of operands alone is tried there.
+    if all(isinstance(tensor, Tensor) for tensor in tensors):
+        own = len(tensors) > sum(len(operand.tensors) for operand in operator.operands)
+        if own and [place(tensor) for tensor in tensors] != fixed.origin:
+            operator._claims = (*operator._claims, *operator._known_facts())
     return operator
 
 

@@ -64,6 +64,8 @@ class LowRankPlusDiagonal(LinearOperator):
         positive_definite: bool | None = None,
         positive_semidefinite: bool = False,
     ) -> None:
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"rows is a {type(rows).__name__}; expected a tensor (T, n)")
         if rows.ndim != 2:
             raise ValueError(f"rows has shape {tuple(rows.shape)}; expected (T, n)")
         count, size = rows.shape
@@ -159,7 +161,7 @@ class LowRankPlusDiagonal(LinearOperator):
     def _exact_logdet(self) -> Tensor | None:
         """``log |det D| + log |det(I + W U D^-1 U^T)|``: the matrix determinant lemma."""
         d = self.diagonal_values.expand(self.shape[0])
-        if readable(d) and bool((d == 0).any()):
+        if not readable(d) or bool((d == 0).any()):
             return None
         eye = torch.eye(self.rank, dtype=self.dtype, device=self.device)
         small = eye + self.weights[:, None] * self.rows @ (self.rows / d).T

@@ -119,6 +119,12 @@ class Stacked(LinearOperator):
         return True
 
     def _each(self, function: Callable[..., Any], *batches: Tensor) -> Any:
+        if not self.batched.tensors:  # alike to the last: nothing for vmap to map over but these
+            member = self.batched
+            if batches:
+                return torch.func.vmap(lambda *items: function(member, *items))(*batches)
+            once = function(member)
+            return once.expand(self.count, *once.shape) if isinstance(once, Tensor) else once
         return torch.func.vmap(function)(self.batched, *batches)
 
     def _matvec(self, v: Tensor) -> Tensor:
@@ -153,10 +159,10 @@ class Stacked(LinearOperator):
         return traces.sum()
 
     def _exact_logdet(self) -> Tensor | None:
-        if self[0]._exact_logdet() is None:
-            return None
-        logdets: Tensor = self._each(lambda A: A._exact_logdet())
-        return logdets.sum()
+        # Whether there is one may depend on the values of a member.
+        logdets = [self[b]._exact_logdet() for b in range(self.count)]
+        known = [logdet for logdet in logdets if logdet is not None]
+        return torch.stack(known).sum() if len(known) == len(logdets) else None
 
     def _describe(self) -> str:
         return f"{self.count} of {self.batched!r}"

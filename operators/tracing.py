@@ -8,8 +8,13 @@ from torch._C import _functorch
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether the values are there to read: not so of what ``torch.func.vmap`` maps over."""
-    return all(_readable(tensor) for tensor in tensors)
+    """Whether the values are there to read: not so of what vmap maps over or a graph records."""
+    return not recording() and all(_readable(tensor) for tensor in tensors)
+
+
+def recording() -> bool:
+    """Whether torch.fx records the operations, as the search for a sparsity pattern does."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def forward_over_forward() -> bool:
@@ -20,6 +25,20 @@ def forward_over_forward() -> bool:
     """
     levels = _functorch.get_interpreter_stack() or ()
     return sum(level.key() == _functorch.TransformType.Jvp for level in levels) > 1
+
+
+def place(tensor: Tensor) -> tuple[int, int]:
+    """Where the values of a tensor are, and which version of them; (0, 0) inside vmap.
+
+    What torch.func wraps to differentiate keeps its place.
+    """
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return (0, 0)
+        tensor = _functorch.get_unwrapped(tensor)
+    if tensor.is_inference() or tensor.device == torch.device("meta"):
+        return (0, 0)
+    return (tensor.data_ptr(), tensor._version)
 
 
 def _readable(tensor: Tensor) -> bool:

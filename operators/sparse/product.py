@@ -19,7 +19,7 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 
 from operators.sparse.pattern import Pattern
-from operators.tracing import forward_over_forward
+from operators.tracing import forward_over_forward, recording
 
 # Numbers gathered at once in `sample`: on a CPU they shall stay in its second-level cache.
 CHUNK = {"cpu": 1 << 17}
@@ -113,7 +113,8 @@ def sample(left: Tensor, right: Tensor, pattern: Pattern) -> Tensor:
 def _untracked(*tensors: Tensor) -> bool:
     """Whether nobody differentiates or maps: what an autograd.Function costs (30 us) is saved."""
     return not (
-        torch._C._are_functorch_transforms_active()
+        recording()
+        or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         or any(map(_functorch.is_legacy_batchedtensor, tensors))
@@ -123,9 +124,14 @@ def _untracked(*tensors: Tensor) -> bool:
 def _beyond_functions(*tensors: Tensor) -> bool:
     """Whether torch differentiates its own operations rightly here, but no autograd.Function.
 
-    See `forward_over_forward`; and ``is_grads_batched`` maps without a Function's `vmap`.
+    See `forward_over_forward`; ``is_grads_batched`` maps without a Function's `vmap`; and a graph
+    that torch.fx records says which entries depend on which only where it is made of those.
     """
-    return forward_over_forward() or any(map(_functorch.is_legacy_batchedtensor, tensors))
+    return (
+        recording()
+        or forward_over_forward()
+        or any(map(_functorch.is_legacy_batchedtensor, tensors))
+    )
 
 
 class _Multiply(torch.autograd.Function):

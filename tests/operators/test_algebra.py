@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import operators as ops
-from operators import Dense, Diagonal, Gram, Identity, LinearOperator, Space
+import solvers
+from operators import Dense, Diagonal, Gram, Identity, LinearOperator, LowRankPlusDiagonal, Space
 
 few = settings(deadline=None, max_examples=15, derandomize=True)
 seeds = st.integers(0, 10**6)
@@ -509,7 +510,7 @@ def hooked(seed: int, n: int) -> list[LinearOperator]:
         Gram(dense, Dense(other)),
         Dense(matrix.tril(), lower_triangular=True),
         Dense(matrix.tril(), lower_triangular=True).T,
-        ops.Inverse(dense, None),
+        ops.Inverse(dense, solvers.DenseLU()),
     ]
 
 
@@ -617,3 +618,50 @@ class TestWhatSumsKeep:
         for total in (flat_domain + flat_codomain, flat_codomain + flat_domain):
             assert total.domain == flat_codomain.domain
             assert total.codomain == flat_domain.codomain
+
+
+class TestSizesAlone:
+    """What has a size only takes dtype and space of the other operand, whatever it went through."""
+
+    A = Dense(sampled(3, 3))
+
+    @pytest.mark.parametrize(
+        "of",
+        [
+            lambda eye, P: -P,
+            lambda eye, P: 2 * P,
+            lambda eye, P: eye @ eye,
+            lambda eye, P: (0.1 * eye) @ (0.1 * eye),
+            lambda eye, P: P + eye,
+            lambda eye, P: 0.5 * (P + eye) @ P,
+        ],
+    )
+    def test_compounds(self, of):
+        eye, P = Identity(3), ops.Permutation(torch.tensor([1, 2, 0]))
+        typed = of(Identity(3, F64), ops.Permutation(P.order, dtype=F64)).to_dense()
+        close((self.A + of(eye, P)).to_dense(), self.A.matrix + typed)
+        close((of(eye, P) @ self.A).to_dense(), typed @ self.A.matrix)
+        close((self.A @ of(eye, P)).to_dense(), self.A.matrix @ typed)
+
+
+def test_gram_from_the_right():
+    J, W = Dense(sampled(3, 2)), Diagonal(sampled(3, seed=1) ** 2)
+    A = J.T @ (W @ J)
+    assert isinstance(A, Gram)
+    assert A.positive_semidefinite
+    close(A.to_dense(), J.matrix.T @ torch.diag(W.values) @ J.matrix)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Diagonal([1.0, 2.0]),
+        lambda: LowRankPlusDiagonal([[1.0]], 1.0),
+        lambda: Gram(torch.eye(2)),
+        lambda: ops.Inverse(torch.eye(2), solvers.CG()),
+        lambda: ops.Inverse(Dense(torch.eye(2)), solvers.CG),
+    ],
+)
+def test_what_is_no_operator_or_tensor_is_named(make):
+    with pytest.raises(TypeError, match=r"is (a|<class)"):
+        make()

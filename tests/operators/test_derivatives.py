@@ -764,3 +764,11 @@ def test_a_closed_over_tensor_changed_in_place(build):
     c.mul_(2)
     expected = 12 * c * y**2 * v + 2 * c * (c @ v)
     torch.testing.assert_close(A @ v, expected)
+
+
+def test_numbers_that_a_loss_closes_over_are_watched():
+    settings, y = {"lam": 1.0}, torch.ones(3)
+    A = Hessian(lambda y: settings["lam"] * (y**2).sum(), y)
+    assert torch.equal(A @ y, 2 * y)
+    settings["lam"] = 10.0
+    assert torch.equal(A @ y, 20 * y)

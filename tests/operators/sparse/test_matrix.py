@@ -589,3 +589,21 @@ EYE = Pattern.eye(2)
 def test_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_inside_a_function_whose_pattern_is_looked_for():
+    """The kernel of the product is no operation that a recorded graph could tell apart."""
+    pattern = ops.stencil((4, 4), ops.FIVE_POINT)
+    values = torch.arange(1.0, pattern.nnz + 1, dtype=torch.float64)
+    S, u = Sparse(values, pattern), torch.linspace(-1, 1, 16, dtype=torch.float64)
+
+    def residual(u):
+        return S @ u + ops.Permutation(torch.arange(16), dtype=u.dtype) @ u**3
+
+    def energy(u):
+        return (u * (S @ u)).sum() + (u**4).sum()
+
+    A, H = ops.SparseJacobian(residual, u), ops.SparseHessian(energy, u)
+    assert (A.pattern.nnz, H.pattern.nnz) == (pattern.nnz, pattern.nnz)
+    torch.testing.assert_close(A.to_dense(), torch.func.jacfwd(residual)(u))
+    torch.testing.assert_close(H.to_dense(), torch.func.hessian(energy)(u))
