@@ -6,6 +6,7 @@ return nested structures of tensors; the operators carry the flattening.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,7 +21,32 @@ from operators.space import Space, Tree
 from operators.structure import Structure
 
 
-class Jacobian(LinearOperator):
+class Sweeps(LinearOperator):
+    """An operator whose products are sweeps through a function of nested tensors.
+
+    A nested argument goes through as it is; it is not copied into a flat vector and back.
+    """
+
+    @abstractmethod
+    def _push(self, v: Tree) -> Tree:
+        """``A v``, from `domain` to `codomain`."""
+
+    def _pull(self, u: Tree) -> Tree:
+        """``A^T u``, from `codomain` to `domain`."""
+        raise TypeError(f"{self!r} does not define its transposed product")
+
+    def _map(self, v: Tree) -> Tree:
+        self.domain.check(v, "the argument")
+        return self._push(v)
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return self.codomain.ravel(self._push(self.domain.unravel(v)))
+
+    def _rmatvec(self, v: Tensor) -> Tensor:
+        return self.domain.ravel(self._pull(self.codomain.unravel(v)))
+
+
+class Jacobian(Sweeps):
     """``A = d f(y, *args) / d y`` of a function of nested tensors.
 
     Parameters
@@ -64,13 +90,11 @@ class Jacobian(LinearOperator):
     def _at_args(self, y: Tree) -> Tree:
         return self.function(y, *self.args)
 
-    def _matvec(self, v: Tensor) -> Tensor:
-        tangent = torch.func.jvp(self._at_args, (self.y,), (self.domain.unravel(v),))[1]
-        return self.codomain.ravel(tangent)
+    def _push(self, v: Tree) -> Tree:
+        return torch.func.jvp(self._at_args, (self.y,), (v,))[1]
 
-    def _rmatvec(self, v: Tensor) -> Tensor:
-        pullback = torch.func.vjp(self._at_args, self.y)[1]
-        return self.domain.ravel(pullback(self.codomain.unravel(v))[0])
+    def _pull(self, u: Tree) -> Tree:
+        return torch.func.vjp(self._at_args, self.y)[1](u)[0]
 
     def _cost(self) -> Cost:
         return Cost(evaluations=3)
@@ -122,20 +146,19 @@ class Linearization(Jacobian):
         """``F(u, *args)``."""
         return self._at_args(self.y)
 
-    def _rmatvec(self, v: Tensor) -> Tensor:
-        pullback = self._pullback()
-        return self.domain.ravel(pullback(self.codomain.unravel(v))[0])
+    def _pull(self, u: Tree) -> Tree:
+        return self._pullback()(u)[0]
 
-    def _matvec(self, v: Tensor) -> Tensor:
+    def _push(self, v: Tree) -> Tree:
         def record() -> tuple[Tree, Any]:
             backward = self._pullback()
-            zero = self.codomain.unravel(v.new_zeros(self.shape[0]))
+            zeros = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+            zero = self.codomain.unravel(zeros)
             return torch.func.vjp(lambda w: backward(w)[0], zero)[:2]
 
         self._forward = self._forward or Kept()
         leaves = pytree.tree_leaves((self.y, self.args))
-        pushforward = self._forward.get(leaves, record, self.function)
-        return self.codomain.ravel(pushforward(self.domain.unravel(v))[0])
+        return self._forward.get(leaves, record, self.function)(v)[0]
 
     def _pullback(self) -> Any:
         self._backward = self._backward or Kept()
@@ -149,7 +172,7 @@ class Linearization(Jacobian):
         return Cost(evaluations=2)
 
 
-class Hessian(LinearOperator):
+class Hessian(Sweeps):
     """``A = d^2 f(y, *args) / d y^2`` of a scalar function of nested tensors; symmetric.
 
     Parameters
@@ -208,23 +231,22 @@ class Hessian(LinearOperator):
     def _gradient(self, y: Tree) -> Tree:
         return torch.func.grad(_scalar(self.loss))(y, *self.args)
 
-    def _matvec(self, v: Tensor) -> Tensor:
-        direction = self.domain.unravel(v)
+    def _push(self, v: Tree) -> Tree:
         if self.mode == "forward":
-            return self.domain.ravel(torch.func.jvp(self._gradient, (self.y,), (direction,))[1])
+            return torch.func.jvp(self._gradient, (self.y,), (v,))[1]
         self._kept = self._kept or Kept()
         pullback = self._kept.get(
             pytree.tree_leaves((self.y, self.args)),
             lambda: torch.func.vjp(self._gradient, self.y)[:2],
             self.loss,
         )
-        return self.domain.ravel(pullback(direction)[0])
+        return pullback(v)[0]
 
     def _cost(self) -> Cost:
         return Cost(evaluations=4 if self.mode == "reverse" else 8)
 
 
-class CrossDerivative(LinearOperator):
+class CrossDerivative(Sweeps):
     """``C = d/dx (d f(y, x, *args) / d y)``: maps the space of y to that of x (rows: outer).
 
     Parameters
@@ -260,19 +282,17 @@ class CrossDerivative(LinearOperator):
         super().__init__(Space.of(y, "y"), Space.of(x, "x"))
         self.loss, self.y, self.x, self.args = loss, y, x, args
 
-    def _matvec(self, v: Tensor) -> Tensor:
+    def _push(self, v: Tree) -> Tree:
         def gradient(x: Tree) -> Tree:
             return torch.func.grad(_scalar(self.loss), argnums=0)(self.y, x, *self.args)
 
-        pullback = torch.func.vjp(gradient, self.x)[1]
-        return self.codomain.ravel(pullback(self.domain.unravel(v))[0])
+        return torch.func.vjp(gradient, self.x)[1](v)[0]
 
-    def _rmatvec(self, v: Tensor) -> Tensor:
+    def _pull(self, u: Tree) -> Tree:
         def gradient(y: Tree) -> Tree:
             return torch.func.grad(_scalar(self.loss), argnums=1)(y, self.x, *self.args)
 
-        pullback = torch.func.vjp(gradient, self.y)[1]
-        return self.domain.ravel(pullback(self.codomain.unravel(v))[0])
+        return torch.func.vjp(gradient, self.y)[1](u)[0]
 
     def _cost(self) -> Cost:
         return Cost(evaluations=6)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from operators.claims import refute
 from operators.cost import Cost
-from operators.space import Space
+from operators.space import Space, Tree
 from operators.structure import Structure
 from operators.tracing import place
 
@@ -213,6 +213,10 @@ class LinearOperator(ABC):
     def _matvec(self, v: Tensor) -> Tensor:
         """``A v`` for a checked vector ``(n,)``."""
 
+    def _map(self, v: Tree) -> Tree:
+        """``A v`` for a nested structure, not checked yet; by default through the flat vectors."""
+        return self.codomain.unravel(self._matvec(self.domain.ravel(v, "the argument")))
+
     def _matmat(self, block: Tensor) -> Tensor:
         """``A V`` for a checked block ``(n, k)``; by default one vmapped `_matvec`."""
         if block.shape[1] == 0:
@@ -320,7 +324,7 @@ class LinearOperator(ABC):
                 return self._matvec(other)
             empty = other.shape[1] == 0
             return other.new_zeros(self.shape[0], 0) if empty else self._matmat(other)
-        return self.codomain.unravel(self._matvec(self.domain.ravel(other, "the argument")))
+        return self._map(other)
 
     def __rmatmul__(self, other: Any) -> Any:
         raise TypeError(

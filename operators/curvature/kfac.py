@@ -99,6 +99,18 @@ class KFAC(LinearOperator):
         *,
         damping_style: DampingStyle = "factored",
     ) -> None:
+        self._build(factors, space, damping, damping_style, moments=False)
+
+    def _build(
+        self,
+        factors: Mapping[str, tuple[Tensor, Tensor]],
+        space: Space,
+        damping: Scalar,
+        damping_style: DampingStyle,
+        *,
+        moments: bool,
+    ) -> None:
+        """Of second moments it is known that they are symmetric and semidefinite."""
         level = torch.as_tensor(damping, dtype=space.dtype, device=space.device)
         if level.ndim != 0 or (readable(level) and not bool(level >= 0)):  # NaN lands here too
             raise ValueError(f"damping={damping}; expected one number >= 0")
@@ -106,12 +118,11 @@ class KFAC(LinearOperator):
             raise ValueError(f"damping_style={damping_style!r}; expected 'factored' or 'tikhonov'")
         definite = readable(level) and bool(level > 0)
         fact = "positive_definite" if definite else "positive_semidefinite"
-        super().__init__(space, space, Structure(**{fact: True}))
-        # Of factors that come from a module it is true by construction; see `_built`.
-        self._claims = (fact,)
+        LinearOperator.__init__(self, space, space, Structure(**{fact: True}))
+        self._claims = () if moments else (fact,)
         self.factors = {name: Factors(*pair) for name, pair in factors.items()}
         self.damping, self.damping_style = level, damping_style
-        self._layout = LayerMatrices.of(self.factors, space)
+        self._layout = LayerMatrices.of(self.factors, space, moments=moments)
 
     @classmethod
     def from_module(
@@ -206,9 +217,9 @@ class KFAC(LinearOperator):
         *,
         damping_style: DampingStyle = "factored",
     ) -> KFAC:
-        """K-FAC of factors that are second moments: semidefinite by construction, not probed."""
-        operator = cls(factors, space, damping, damping_style=damping_style)
-        operator._claims = ()
+        """K-FAC of factors that are second moments: semidefinite by construction, not tried."""
+        operator = object.__new__(cls)
+        operator._build(factors, space, damping, damping_style, moments=True)
         return operator
 
     @property

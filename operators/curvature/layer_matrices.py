@@ -36,8 +36,17 @@ class LayerMatrices:
     places: dict[str, Place]
 
     @classmethod
-    def of(cls, factors: Mapping[str, Factors], space: Space) -> LayerMatrices:
+    def of(
+        cls, factors: Mapping[str, Factors], space: Space, *, moments: bool = False
+    ) -> LayerMatrices:
         """Layout of the layers that have factors, in a space of named parameters.
+
+        Parameters
+        ----------
+        factors, space
+            Factors of each layer, and the space.
+        moments
+            Whether they are known to be second moments, and so symmetric: that is not compared.
 
         Raises
         ------
@@ -57,7 +66,7 @@ class LayerMatrices:
             start += shape.numel()
         places = {}
         for name, pair in factors.items():
-            _check_factors(name, pair, space)
+            _check_factors(name, pair, space, moments)
             weight, bias = (shapes.pop(key, None) for key in parameter_names(name))
             _check_sizes(name, pair, weight, bias)
             rows = tuple(pair.S.shape[:-1])
@@ -102,7 +111,7 @@ def _check_sizes(
         )
 
 
-def _check_factors(name: str, pair: Factors, space: Space) -> None:
+def _check_factors(name: str, pair: Factors, space: Space, moments: bool) -> None:
     for which, factor in zip("SA", pair, strict=True):
         what = f"{which} of layer {name!r}"
         if not isinstance(factor, Tensor):
@@ -117,6 +126,11 @@ def _check_factors(name: str, pair: Factors, space: Space) -> None:
                 f"{space.device}"
             )
         if not readable(factor):
+            continue
+        if moments:
+            # |A_ij|^2 <= A_ii A_jj: the diagonal says whether all entries are finite.
+            if not bool(torch.isfinite(factor.diagonal(0, -2, -1)).all()):
+                raise ValueError(f"{what} is not finite; expected finite numbers")
             continue
         size = factor.detach().abs().max()
         skew = (factor - factor.mT).detach().abs().max()

@@ -33,7 +33,8 @@ def identity(layer: Layer) -> Tensor:
     """``I`` of the shape of S: ``(p, p)``, or ``(G, p, p)``."""
     leading, weight = groups(layer), layer.weight
     p = weight.shape[0] // (leading[0] if leading else 1)
-    return torch.eye(p, dtype=weight.dtype, device=weight.device).repeat(*leading, 1, 1)
+    eye = torch.eye(p, dtype=weight.dtype, device=weight.device)
+    return eye.repeat(*leading, 1, 1) if leading else eye
 
 
 def input_moment(layer: Layer, x: Tensor, *, weight: bool, bias: bool, reduce: bool) -> Tensor:
@@ -53,12 +54,16 @@ def input_moment(layer: Layer, x: Tensor, *, weight: bool, bias: bool, reduce: b
     if not weight:
         return one
     columns = _input_columns(layer, x.to(dtype), reduce)
-    A = columns @ columns.mT / columns.shape[-1]
     if not bias:
-        return A
-    # The row of ones that belongs to the bias is not copied together with the columns.
-    mean = columns.mean(-1, keepdim=True)
-    return torch.cat([torch.cat([A, mean], -1), torch.cat([mean.mT, one], -1)], -2)
+        return columns @ columns.mT / columns.shape[-1]
+    # The row of ones that belongs to the bias is not copied together with the columns, nor the
+    # product next to it: both are written where they belong.
+    d, count = columns.shape[-2:]
+    A = columns.new_empty(*leading, d + 1, d + 1)
+    torch.matmul(columns, columns.mT, out=A[..., :d, :d]).div_(count)
+    mean = columns.mean(-1)
+    A[..., :d, d], A[..., d, :d], A[..., d, d] = mean, mean, 1.0
+    return A
 
 
 def score_moment(layer: Layer, score: Tensor, *, reduce: bool) -> Tensor:
