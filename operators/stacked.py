@@ -127,6 +127,41 @@ class Stacked(LinearOperator):
             return once.expand(self.count, *once.shape) if isinstance(once, Tensor) else once
         return torch.func.vmap(function)(self.batched, *batches)
 
+    def gathered(self, batch: Tensor, *, transpose: bool = False) -> Tensor:
+        """``(B m, k)``: k vectors of `codomain` from those of the members, ``(B, m, k)``.
+
+        The vectors of `domain`, from ``(B, n, k)``, with `transpose`. See `scattered` for the way
+        back; for members on plain vectors both are reshapes.
+        """
+        whole, member = self._spaces(transpose)
+        if member.is_flat:
+            return batch.reshape(-1, batch.shape[-1])
+
+        def column(rows: Tensor) -> Tensor:
+            return whole.ravel(torch.func.vmap(member.unravel)(rows))
+
+        return torch.func.vmap(column, in_dims=2, out_dims=1)(batch)
+
+    def scattered(self, block: Tensor, *, transpose: bool = False) -> Tensor:
+        """``(B, n, k)``: vectors of the members from k of `domain`, ``(B n, k)``.
+
+        Those of `codomain`, ``(B, m, k)``, with `transpose`.
+        """
+        whole, member = self._spaces(not transpose)
+        if member.is_flat:
+            return block.reshape(self.count, member.size, block.shape[-1])
+
+        def column(v: Tensor) -> Tensor:
+            return torch.func.vmap(member.ravel)(whole.unravel(v))
+
+        return torch.func.vmap(column, in_dims=1, out_dims=2)(block)
+
+    def _spaces(self, domain: bool) -> tuple[Space, Space]:
+        """Space of the whole and of a member."""
+        if domain:
+            return self.domain, self.batched.domain
+        return self.codomain, self.batched.codomain
+
     def _matvec(self, v: Tensor) -> Tensor:
         batch = torch.func.vmap(self.batched.domain.ravel)(self.domain.unravel(v))
         image = self._each(lambda A, x: A._matvec(x), batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd import forward_ad
 
 
 def readable(*tensors: Tensor) -> bool:
@@ -39,6 +40,16 @@ def place(tensor: Tensor) -> tuple[int, int]:
     if tensor.is_inference() or tensor.device == torch.device("meta"):
         return (0, 0)
     return (tensor.data_ptr(), tensor._version)
+
+
+def tracked(tensor: Tensor) -> bool:
+    """Whether something differentiates with respect to it or maps over it."""
+    return (
+        _functorch.is_functorch_wrapped_tensor(tensor)
+        or _functorch.is_legacy_batchedtensor(tensor)
+        or (torch.is_grad_enabled() and tensor.requires_grad)
+        or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None)
+    )
 
 
 def _readable(tensor: Tensor) -> bool:

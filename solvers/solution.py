@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
@@ -13,7 +13,8 @@ class Info:
     Parameters
     ----------
     converged
-        Whether the true residual of every column meets the tolerance.
+        Whether the true residual of every column meets the tolerance; for least squares, whether
+        that or the residual of the normal equations does.
     iterations
         Iterations of the slowest column; 0 for a direct solver.
     residual
@@ -22,13 +23,25 @@ class Info:
     solver
         The solver and its settings, as text.
     status
-        ``"converged"``, ``"maxiter"``, ``"indefinite"``, ``"diverged"``, ``"breakdown"`` or
-        ``"inaccurate"``.
+        ``"converged"``, ``"maxiter"``, ``"indefinite"``, ``"diverged"``, ``"breakdown"``,
+        ``"stagnated"`` or ``"inaccurate"``.
     reason
-        The status in a sentence, with the numbers.
+        The status in a sentence, with the numbers; for `Auto` also why this solver.
     products
         Products with A that the solve took, that of the residual included; a block of k columns
         counts k.
+    backend
+        What did the work: ``"torch"``, ``"CHOLMOD"``, ``"SuperLU"``, ...
+    normal_residual
+        For least squares ``|A^T r| / (|A| |r|)`` with ``r = b - A x``, worst column; else None.
+    factor_nonzeros
+        Nonzeros of the factors of a sparse direct solver; else None.
+    operator_complexity
+        Nonzeros on all levels of a multigrid hierarchy over those of A; else None.
+    refreshed
+        Whether a preconditioner made for an earlier operator was made anew for this solve.
+    setup_seconds, solve_seconds
+        Seconds of `prepare` (or `update`) and of this solve; two solves are compared without them.
     """
 
     converged: bool
@@ -38,6 +51,13 @@ class Info:
     status: str
     reason: str
     products: int
+    backend: str = "torch"
+    normal_residual: float | None = None
+    factor_nonzeros: int | None = None
+    operator_complexity: float | None = None
+    refreshed: bool = False
+    setup_seconds: float = field(default=0.0, compare=False)
+    solve_seconds: float = field(default=0.0, compare=False)
 
 
 class Solution(NamedTuple):
@@ -69,3 +89,7 @@ class NotPositiveDefiniteError(StructureError):
 
 class SingularError(StructureError):
     """A matrix is singular to working precision."""
+
+
+class MissingLibraryError(ImportError):
+    """A back-end that is not installed; the message says how to get it."""

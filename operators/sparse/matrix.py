@@ -6,8 +6,6 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.autograd import forward_ad
 
 from operators.algebra import transposes
 from operators.claims import FalseClaimError
@@ -20,7 +18,7 @@ from operators.sparse.formats import Layout, collected, from_scipy, from_torch, 
 from operators.sparse.pattern import Pattern
 from operators.sparse.product import multiply
 from operators.structure import Structure
-from operators.tracing import readable
+from operators.tracing import readable, tracked
 
 
 class Claims(TypedDict, total=False):
@@ -264,7 +262,7 @@ class Sparse(LinearOperator):
         """Values in the order of the transpose; kept where they are numbers and nothing else."""
         _, order = self.pattern.transpose()
         values = self.values
-        if _tracked(values):
+        if tracked(values):
             return values.index_select(0, order)
         # The values may have been written into since (an optimiser's step).
         version = 0 if values.is_inference() else values._version
@@ -396,14 +394,4 @@ def _seen(structure: Structure, pattern: Pattern) -> Structure:
         Structure(
             lower_triangular=pattern.lower_triangular, upper_triangular=pattern.upper_triangular
         )
-    )
-
-
-def _tracked(tensor: Tensor) -> bool:
-    """Whether something differentiates with respect to it or maps over it."""
-    return (
-        _functorch.is_functorch_wrapped_tensor(tensor)
-        or _functorch.is_legacy_batchedtensor(tensor)
-        or (torch.is_grad_enabled() and tensor.requires_grad)
-        or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None)
     )

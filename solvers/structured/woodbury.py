@@ -51,7 +51,7 @@ class Woodbury(LinearSolver):
     tensor([1., 1.])
     """
 
-    def prepare(self, A: LinearOperator) -> PreparedSolver:
+    def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Factorise the T x T system.
 
         Raises

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import operators as ops
 from solvers import ConvergenceWarning, Neumann, NotConvergedError
-from solvers.neumann import spectral_radius
+from solvers.stationary.neumann import spectral_radius
 
 PROPERTY = settings(max_examples=30, deadline=None, derandomize=True)
 FLOAT64 = torch.float64

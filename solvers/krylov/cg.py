@@ -39,7 +39,7 @@ class CG(IterativeSolver):
     (tensor([1.0000, 0.5000, 0.2000], dtype=torch.float64), 3)
     """
 
-    def prepare(self, A: LinearOperator) -> PreparedSolver:
+    def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Bind to A; there is nothing to factorise.
 
         Raises

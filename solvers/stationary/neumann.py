@@ -53,7 +53,7 @@ class Neumann(IterativeSolver):
         if self.power_iterations < 1:
             raise ValueError(f"Neumann: power_iterations={self.power_iterations}; expected >= 1")
 
-    def prepare(self, A: LinearOperator) -> PreparedSolver:
+    def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Bind to A, and estimate the step size where none is given."""
         return _PreparedNeumann(self, A)
 

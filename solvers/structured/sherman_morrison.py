@@ -10,7 +10,7 @@ from torch import Tensor
 from operators import LinearOperator
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 from solvers.solution import SingularError
-from solvers.woodbury import low_rank_parts
+from solvers.structured.woodbury import low_rank_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ShermanMorrison(LinearSolver):
     tensor([1., 1.])
     """
 
-    def prepare(self, A: LinearOperator) -> PreparedSolver:
+    def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Run the T updates.
 
         Raises

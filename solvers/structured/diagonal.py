@@ -23,7 +23,7 @@ class Diagonal(LinearSolver):
     tensor([1., 2.])
     """
 
-    def prepare(self, A: LinearOperator) -> PreparedSolver:
+    def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Bind to A.
 
         Raises

@@ -1,0 +1,259 @@
+"""The derivative rule of ``x = A^-1 b``, whoever solves: `apply_inverse`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableSequence, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from operators.closures import hidden
+from operators.linear_operator import LinearOperator
+from operators.stacked import Stacked
+from operators.tracing import forward_over_forward
+
+
+class Prepared(Protocol):
+    """A solver bound to an operator; both methods return an object with a ``value``."""
+
+    def solve(self, b: Tensor, /) -> Any:
+        """``x`` with ``A x = b``."""
+
+    def solve_transpose(self, b: Tensor, /) -> Any:
+        """``x`` with ``A^T x = b``."""
+
+
+class Solver(Protocol):
+    """What `Inverse` asks of a solver; those of the package `solvers` are such.
+
+    One with an attribute ``stacks`` that is true is given a batch, under vmap over the tensors of
+    A, as one `Stacked` operator; others get its members one by one.
+    """
+
+    def prepare(self, A: Any, /) -> Prepared:
+        """Do the work that depends on A alone."""
+
+
+class Factor:
+    """What the solver prepared, for the values that the tensors of A have now.
+
+    `log`, where there is one, takes what each solution says of itself.
+    """
+
+    def __init__(self, solver: Solver, log: MutableSequence[Any] | None = None) -> None:
+        self.solver, self.log = solver, log
+        self.prepared: Prepared | None = None
+        self.versions: list[int | None] = []
+
+    def of(self, A: LinearOperator) -> Prepared:
+        """The prepared solver; prepared anew where a tensor has changed in place."""
+        watched = [*A.tensors, *hidden(A)]
+        # Inference tensors do not count their changes: for them every solve prepares anew.
+        versions = [None if t.is_inference() else t._version for t in watched]
+        if self.prepared is None or None in versions or versions != self.versions:
+            self.prepared, self.versions = self.solver.prepare(A), versions
+        return self.prepared
+
+    def solve(self, A: LinearOperator, b: Tensor, transpose: bool) -> Tensor:
+        """``A^-1 b`` or ``A^-T b``."""
+        prepared = self.of(A)
+        solution = (prepared.solve_transpose if transpose else prepared.solve)(b)
+        if self.log is not None:
+            self.log.append(solution.info)
+        value: Tensor = solution.value
+        return value
+
+
+class Given(Factor):
+    """What was prepared before, for whatever values: those of the tensors that it was made of."""
+
+    def __init__(self, prepared: Prepared, solver: Solver, log: MutableSequence[Any] | None = None):
+        super().__init__(solver, log)
+        self.prepared = prepared
+
+    def of(self, A: LinearOperator) -> Prepared:
+        """As given."""
+        assert self.prepared is not None
+        return self.prepared
+
+
+def apply_inverse(
+    A: LinearOperator, b: Tensor, factor: Factor, *, transpose: bool = False
+) -> Tensor:
+    """``A^-1 b``, or ``A^-T b``, differentiable with respect to b and the tensors of A.
+
+    Parameters
+    ----------
+    A, b
+        Square operator; ``(n,)`` or ``(n, k)``.
+    factor
+        Who solves; keeps what was prepared for later solves, those of derivatives among them.
+    transpose
+        Which of the two.
+
+    Raises
+    ------
+    ValueError
+        Something is differentiated, and a function inside A closes over a tensor that is, too.
+    NotImplementedError
+        Under forward over forward mode.
+    """
+    if forward_over_forward():
+        raise NotImplementedError(
+            f"the inverse of {A!r} under a jvp inside a jvp, where torch would drop derivatives "
+            "without a word (pytorch#197867); use forward over reverse, jacfwd(jacrev(f)), instead"
+        )
+    tensors, treespec = pytree.tree_flatten(A)
+    if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        _refuse_hidden_tensors(A)
+    solution: Tensor = _Solve.apply(b, transpose, treespec, factor, *tensors)
+    return solution
+
+
+def _product(treespec: pytree.TreeSpec, transpose: bool, x: Tensor, *tensors: Tensor) -> Tensor:
+    A: LinearOperator = pytree.tree_unflatten(list(tensors), treespec)
+    A = A.T if transpose else A
+    return A._matvec(x) if x.ndim == 1 else A._matmat(x)
+
+
+def _pulled_back(
+    product: Callable[..., Tensor], tensors: Sequence[Tensor], w: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradient of ``<w, product(*tensors)>``."""
+    numbers = tuple(range(len(tensors)))
+    return torch.func.grad(lambda *moved: (product(*moved) * w).sum(), numbers)(*tensors)
+
+
+class _Solve(torch.autograd.Function):
+    """``(b, tensors of A) -> A^-1 b``, or ``A^-T b``."""
+
+    @staticmethod
+    def forward(
+        b: Tensor, transpose: bool, treespec: pytree.TreeSpec, factor: Factor, *tensors: Tensor
+    ) -> Tensor:
+        return factor.solve(pytree.tree_unflatten(list(tensors), treespec), b, transpose)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.transpose, ctx.treespec, ctx.factor, *tensors = inputs
+        ctx.save_for_backward(output, *tensors)
+        ctx.save_for_forward(output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
+        (x_bar,) = outputs
+        x, *tensors = ctx.saved_tensors
+        b_bar = _Solve.apply(x_bar, not ctx.transpose, ctx.treespec, ctx.factor, *tensors)
+        gradients: tuple[Tensor | None, ...] = (None,) * len(tensors)
+        if any(ctx.needs_input_grad[4:]):
+            product = partial(_product, ctx.treespec, ctx.transpose, x)
+            gradients = _pulled_back(product, tensors, -b_bar)
+        return b_bar, None, None, None, *gradients
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        b_tangent, _, _, _, *tensor_tangents = tangents
+        x, *tensors = ctx.saved_tensors
+        right = torch.zeros_like(x) if b_tangent is None else b_tangent
+        moving = [i for i, tangent in enumerate(tensor_tangents) if tangent is not None]
+        if moving:
+
+            def product(*moved: Tensor) -> Tensor:
+                full = list(tensors)
+                for i, tensor in zip(moving, moved, strict=True):
+                    full[i] = tensor
+                return _product(ctx.treespec, ctx.transpose, x, *full)
+
+            primals = tuple(tensors[i] for i in moving)
+            directions = tuple(tensor_tangents[i] for i in moving)
+
+            # A' x, as the derivative by w of <A_bar(w), A'>: a jvp here, inside another one, would
+            # be forward over forward for an Inverse inside A.
+            def along(w: Tensor) -> Tensor:
+                pairs = zip(_pulled_back(product, primals, w), directions, strict=True)
+                return sum(((a * d).sum() for a, d in pairs), w.new_zeros(()))
+
+            right = right - torch.func.grad(along)(torch.zeros_like(right))
+        solution: Tensor = _Solve.apply(right, ctx.transpose, ctx.treespec, ctx.factor, *tensors)
+        return solution
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        b: Tensor,
+        transpose: bool,
+        treespec: pytree.TreeSpec,
+        factor: Factor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, int]:
+        b_dim, tensor_dims = in_dims[0], in_dims[4:]
+        if all(dim is None for dim in tensor_dims):
+            assert b_dim is not None
+            columns = b.movedim(b_dim, -1)  # (n, B) or (n, k, B)
+            block = columns.reshape(columns.shape[0], -1)
+            solution = _Solve.apply(block, transpose, treespec, factor, *tensors)
+            return solution.reshape(columns.shape), columns.ndim - 1
+        # Other matrices, each with its factor.
+        count = info.batch_size
+        if not getattr(factor.solver, "stacks", False):
+            solutions = []
+            for i in range(count):
+                b_i = b if b_dim is None else b.select(b_dim, i)
+                one = [
+                    tensor if dim is None else tensor.select(dim, i)
+                    for tensor, dim in zip(tensors, tensor_dims, strict=True)
+                ]
+                fresh = Factor(factor.solver, factor.log)
+                solutions.append(_Solve.apply(b_i, transpose, treespec, fresh, *one))
+            return torch.stack(solutions), 0
+        leading = [_leading(t, dim, count) for t, dim in zip(tensors, tensor_dims, strict=True)]
+        batched: LinearOperator = pytree.tree_unflatten(leading, treespec)
+        batch = _leading(b, b_dim, count)  # (B, n) or (B, n, k)
+        single = batch.ndim == 2
+        batch = batch[..., None] if single else batch
+        inner = batched if isinstance(batched, Stacked) else None
+        if inner is not None:
+            # A batch of batches is one larger batch.
+            rows = torch.func.vmap(lambda b: inner.scattered(b, transpose=not transpose))(batch)
+            batch = rows.flatten(0, 1)
+            batched = pytree.tree_map(lambda tensor: tensor.flatten(0, 1), inner.batched)
+        stack = Stacked.of(batched)
+        members, spec = pytree.tree_flatten(stack)
+        flat = stack.gathered(batch, transpose=transpose)
+        solution = _Solve.apply(flat, transpose, spec, Factor(factor.solver, factor.log), *members)
+        rows = stack.scattered(solution, transpose=transpose)
+        if inner is not None:
+            rows = rows.unflatten(0, (count, len(inner)))
+            rows = torch.func.vmap(lambda x: inner.gathered(x, transpose=not transpose))(rows)
+        return rows[..., 0] if single else rows, 0
+
+
+def _leading(tensor: Tensor, dim: int | None, count: int) -> Tensor:
+    """The batch axis in front; repeated where there is none."""
+    return tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _refuse_hidden_tensors(operator: LinearOperator) -> None:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    own: set[int] = set()
+    for tensor in hidden(operator):
+        if not wrapped(tensor):
+            if not (tensor.requires_grad and torch.is_grad_enabled()):
+                continue
+            # A module that is called by its parameters, which are those of the operator.
+            own = own or {_address(t) for t in operator.tensors if not wrapped(t)}
+            if _address(tensor) in own:
+                continue
+        raise ValueError(
+            f"a function in {operator!r} closes over a tensor of shape {tuple(tensor.shape)} that "
+            "is being differentiated or mapped; its derivative through the inverse would be a "
+            "silent zero: hand it over as an argument, e.g. Hessian(loss, y, x) with loss(y, x)"
+        )
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

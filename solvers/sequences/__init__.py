@@ -1,0 +1,1 @@
+"""Many related systems, one after the other."""

@@ -1,0 +1,1 @@
+"""Solvers that look at random combinations of the equations."""

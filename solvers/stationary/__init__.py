@@ -1,0 +1,1 @@
+"""Iterations with a fixed rule: Neumann, Richardson, SOR, Broyden, stochastic gradients."""

@@ -1,0 +1,1 @@
+"""Solvers that use a structure of the operator."""
