@@ -3,6 +3,7 @@
 from operators.algebra import Gram, Product, Scaled, Sum, Transpose
 from operators.batch_mean import BatchMean
 from operators.block import Block, BlockDiagonal
+from operators.circulant import Circulant
 from operators.claims import FalseClaimError
 from operators.coloured.colouring import (
     Colouring,
@@ -55,6 +56,7 @@ from operators.sparse.matrix import Sparse
 from operators.sparse.pattern import Pattern
 from operators.stacked import Stacked
 from operators.structure import Structure
+from operators.toeplitz import Toeplitz
 
 __all__ = [
     "FIVE_POINT",
@@ -70,6 +72,7 @@ __all__ = [
     "Broyden",
     "BroydenInverse",
     "Categorical",
+    "Circulant",
     "Colouring",
     "ColouringError",
     "Cost",
@@ -114,6 +117,7 @@ __all__ = [
     "Stacked",
     "Structure",
     "Sum",
+    "Toeplitz",
     "TraceEstimate",
     "Transpose",
     "Tridiagonals",

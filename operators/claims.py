@@ -21,6 +21,16 @@ class FalseClaimError(ValueError):
     """An operator lacks a structure that was claimed of it."""
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """Relative difference of two entries that rounding explains: ``min(100 eps, sqrt(eps))``.
+
+    A sum of k products gathers about ``sqrt(k) eps``: a hundred eps leaves room for k = 10^4. In
+    half precision that would be as much as the entries themselves, so half of the digits count.
+    """
+    eps = torch.finfo(dtype).eps
+    return float(min(100 * eps, eps**0.5))
+
+
 def refute(A: LinearOperator, claims: tuple[str, ...]) -> bool:
     """Raise `FalseClaimError` where a random test contradicts one of the claims.
 

@@ -53,6 +53,8 @@ class Inverse(LinearOperator):
 
     _parameters = ("operator",)
     _transient = ("_factor",)
+    # What the solver holds, a preconditioner say, does not enter the solution.
+    _unread = (*LinearOperator._unread, "solver")
     _factor: Factor | None = None
 
     def __init__(self, operator: LinearOperator, solver: Solver) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.utils import _pytree as pytree
 
-from operators.closures import closed_over, constants
+from operators.closures import Closure
 from operators.space import Tree
 
 
@@ -18,22 +18,23 @@ class Kept:
     """What a sweep recorded, for as long as its point stands and no transform needs it.
 
     The graph holds for the values that the tensors had (an optimiser may have stepped in place
-    since) and for the grad mode that it was recorded in. A graph that goes on into a history of
-    the tensors or of what the function closes over is freed by the first backward() through a
-    product, and one that belongs to a transform under way (grad, jvp) ends with it: then each
-    product has its own. So it is with inference tensors, which do not count their changes.
+    since), for what the names in the function were bound to (`operators.closures.Closure`), and for
+    the grad mode that it was recorded in. A graph that goes on into a history of the tensors or of
+    what the function reaches is freed by the first backward() through a product, and one that
+    belongs to a transform under way (grad, jvp) ends with it: then each product has its own. So it
+    is with inference tensors, which do not count their changes.
     """
 
     def __init__(self) -> None:
         self._state: tuple[Any, ...] | None = None
-        self._hidden: list[Tensor] = []
+        self._closure = Closure()
         self._value: Any = None
 
     def get(
         self,
         leaves: Iterable[Any],
         record: Callable[[], tuple[Tree, Any]],
-        function: Callable[..., Any] | None = None,
+        function: Callable[..., Any],
     ) -> Any:
         """What `record` gives after its value, from the first time if that is still good.
 
@@ -44,30 +45,31 @@ class Kept:
         record
             Records the sweep: the value of the function, and what to keep.
         function
-            Function whose closure is watched too.
+            Function that is swept through; what it reaches is watched too.
         """
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if self._state is not None and self._state == _state(tensors, self._hidden, function):
+        if (
+            self._state is not None
+            and self._state == _state([*tensors, *self._closure.tensors])
+            and not self._closure.changed()
+        ):
             return self._value
+        closure = Closure(function)
         value, kept = record()
-        self._hidden = [] if function is None else closed_over(function)
+        closure.settle()
         loose = (
             leaf.requires_grad or _functorch.is_functorch_wrapped_tensor(leaf)
             for leaf in pytree.tree_leaves(value)
         )
         self._state, self._value = None, None
         if not any(loose):
-            self._state, self._value = _state(tensors, self._hidden, function), kept
+            self._state = _state([*tensors, *closure.tensors])
+            self._closure, self._value = closure, kept
         return kept
 
 
-def _state(
-    tensors: list[Tensor], hidden: list[Tensor], function: Callable[..., Any] | None
-) -> tuple[Any, ...] | None:
-    watched = [*tensors, *hidden]
+def _state(watched: list[Tensor]) -> tuple[Any, ...] | None:
     if any(tensor.is_inference() for tensor in watched):
         return None
-    # A name that the function closes over may have been bound anew, a number in a list changed.
-    bound = constants(function)
     counts = tuple((tensor._version, tensor.requires_grad) for tensor in watched)
-    return (torch.is_grad_enabled(), bound, counts)
+    return (torch.is_grad_enabled(), counts)

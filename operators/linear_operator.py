@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
@@ -17,7 +18,7 @@ from operators.claims import refute
 from operators.cost import Cost
 from operators.space import Space, Tree
 from operators.structure import Structure
-from operators.tracing import place
+from operators.tracing import memory, place
 
 Scalar = float | int | Tensor
 
@@ -60,6 +61,8 @@ class LinearOperator(ABC):
     _parameters: ClassVar[tuple[str, ...]] = ()
     # Caches, with a default on the class; a copy with other tensors starts without them.
     _transient: ClassVar[tuple[str, ...]] = ()
+    # Attributes that no product reads, or that hold nothing that a derivative could go through.
+    _unread: ClassVar[tuple[str, ...]] = ("domain", "codomain", "structure", "_claims")
 
     # Facts that the user promised, found true or false at the first use (see `probe`).
     _claims: tuple[str, ...] = ()
@@ -320,11 +323,14 @@ class LinearOperator(ABC):
             self.check_claims()
         if isinstance(other, Tensor) and (self.domain.is_flat or not self.domain.holds(other)):
             self._check_tensor(other)
-            if other.ndim == 1:
-                return self._matvec(other)
-            empty = other.shape[1] == 0
-            return other.new_zeros(self.shape[0], 0) if empty else self._matmat(other)
-        return self._map(other)
+            if other.shape[-1:] == (0,) and other.ndim == 2:
+                return other.new_zeros(self.shape[0], 0)
+            image = self._matvec(other) if other.ndim == 1 else self._matmat(other)
+            borrowed = 0 in image.stride() or memory(image) == memory(other)
+            return image.clone() if borrowed else image
+        image = self._map(other)
+        taken = {memory(leaf): math.inf for leaf in pytree.tree_leaves(other)}
+        return pytree.tree_map(lambda leaf: _owned(leaf, taken), image)
 
     def __rmatmul__(self, other: Any) -> Any:
         raise TypeError(
@@ -495,6 +501,21 @@ def _unflatten(cls: type[LinearOperator], tensors: list[Any], fixed: _Fixed) -> 
         if own and [place(tensor) for tensor in tensors] != fixed.origin:
             operator._claims = (*operator._claims, *operator._known_facts())
     return operator
+
+
+def _owned(image: Tensor, taken: dict[int, float]) -> Tensor:
+    """A leaf of a product that can be written into: with memory of its own.
+
+    What a function returns may be its argument itself, one number in many places, or the same
+    numbers twice. `taken` says up to where each piece of memory belongs to the argument or to the
+    leaves before.
+    """
+    place, start = memory(image), image.storage_offset()
+    if 0 in image.stride() or start < taken.get(place, 0):
+        return image.clone()
+    pairs = zip(image.shape, image.stride(), strict=True)
+    taken[place] = start + 1 + sum((size - 1) * stride for size, stride in pairs)
+    return image
 
 
 def sign_of(factor: Scalar) -> float | None:

@@ -179,7 +179,8 @@ class Stacked(LinearOperator):
         return transposed
 
     def _cost(self) -> Cost:
-        return self.count * self.batched.cost
+        # That of a member: the batch would take the axis of its members for one of theirs.
+        return self.count * self[0].cost
 
     def _exact_diagonal(self) -> Tensor | None:
         if self[0]._exact_diagonal() is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
+
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -28,6 +30,14 @@ def forward_over_forward() -> bool:
     return sum(level.key() == _functorch.TransformType.Jvp for level in levels) > 1
 
 
+def plainly() -> AbstractContextManager[object]:
+    """No transform, no graph: what is kept outlives the mode under which it was first asked for."""
+    stack = ExitStack()
+    for mode in (torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad()):
+        stack.enter_context(mode)
+    return stack
+
+
 def place(tensor: Tensor) -> tuple[int, int]:
     """Where the values of a tensor are, and which version of them; (0, 0) inside vmap.
 
@@ -40,6 +50,14 @@ def place(tensor: Tensor) -> tuple[int, int]:
     if tensor.is_inference() or tensor.device == torch.device("meta"):
         return (0, 0)
     return (tensor.data_ptr(), tensor._version)
+
+
+def memory(tensor: Tensor) -> int:
+    """Which piece of memory holds the values of a tensor, or of what torch.func wraps in it."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    # Not the address: nothing that is empty, or has no values, has one.
+    return int(tensor.untyped_storage()._cdata)
 
 
 def tracked(tensor: Tensor) -> bool:

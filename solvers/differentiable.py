@@ -9,7 +9,7 @@ from torch import Tensor
 
 from operators import LinearOperator
 from operators.solve_rule import Factor, apply_inverse
-from solvers.auto import Auto
+from solvers.auto.automatic import Auto
 from solvers.least_squares_rule import apply_least_squares
 from solvers.linear_solver import LinearSolver
 from solvers.matrix import as_operator
@@ -109,8 +109,7 @@ def _solved(A: LinearOperator, b: Any, solver: LinearSolver, log: list[Info]) ->
     scalar = isinstance(b, Tensor) and b.ndim == 0 and not nested and A.shape == (1, 1)
     flat = space.ravel(b, "b") if nested else b.reshape(1) if scalar else b
     _check(flat, A)
-    least_squares = solver.least_squares or A.shape[0] != A.shape[1]
-    rule = apply_least_squares if least_squares else apply_inverse
+    rule = apply_least_squares if solver.minimises(A) else apply_inverse
     value = rule(A, flat, Factor(solver, log))
     if nested:
         return A.domain.unravel(value)

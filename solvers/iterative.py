@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.linear_solver import LinearSolver, PreparedSolver
-from solvers.preconditioner import PreconditionerLike, as_preconditioner
-from solvers.solution import Solution
+from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
+from solvers.members import Members
+from solvers.preconditioner import (
+    CallableOperator,
+    Preconditioner,
+    PreconditionerLike,
+    SolveOperator,
+    as_preconditioner,
+)
+
+# A stale preconditioner is not made anew for a solve of so few iterations: that costs more.
+FEW = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,8 @@ class IterativeSolver(LinearSolver):
 
     maxiter: int | None = None
     stop_at_maxiter: bool = False
+
+    takes_guess: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +85,12 @@ class PreconditionedSolver(IterativeSolver):
 
 
 class PreparedIteration(PreparedSolver):
-    """An iterative solver bound to its operator and its preconditioner."""
+    """An iterative solver bound to its operator and its preconditioner.
+
+    After `update` the preconditioner is one of an earlier operator. It is made anew, from the
+    settings that it was made from, before the next solve where a solve took more than twice the
+    iterations that it took when fresh, and at once where a solve failed, which is then repeated.
+    """
 
     solver: PreconditionedSolver
 
@@ -83,19 +101,29 @@ class PreparedIteration(PreparedSolver):
         preconditioner: LinearOperator | None = None,
     ) -> None:
         super().__init__(solver, A)
+        self._adopt(self._made() if preconditioner is None else preconditioner)
+        # Whether the preconditioner was made for another operator, whether it is to be made anew,
+        # and the iterations for one digit of the residual that it took when it was not.
+        self._stale = self._due = False
+        self._pace: float | None = None
+
+    def _made(self) -> LinearOperator | None:
+        """The preconditioner for the operator at hand."""
+        return as_preconditioner(self.solver.preconditioner, self.A)
+
+    def _adopt(self, preconditioner: LinearOperator | None) -> None:
         self.preconditioner = preconditioner
-        if preconditioner is None:
-            self.preconditioner = as_preconditioner(solver.preconditioner, A)
-        # Iterations that the first solve took with a preconditioner made for its operator, and
-        # whether this one was made for another.
-        self._fresh_iterations: int | None = None
-        self._stale = False
-        self.operator_complexity = getattr(self.preconditioner, "operator_complexity", None)
-        self.backend = getattr(self.preconditioner, "backend", "torch")
+        self.operator_complexity = getattr(preconditioner, "operator_complexity", None)
+        self.factor_nonzeros = getattr(preconditioner, "factor_nonzeros", None)
+        self.backend = getattr(preconditioner, "backend", "torch")
+
+    def _product(self, block: Tensor) -> Tensor:
+        """``A V``."""
+        return applied(self.A, block)
 
     def _precondition(self, block: Tensor) -> Tensor:
         """``P V``."""
-        return block if self.preconditioner is None else self.preconditioner._matmat(block)
+        return block if self.preconditioner is None else applied(self.preconditioner, block)
 
     @cached_property
     def _transposed(self) -> PreparedSolver:
@@ -103,32 +131,74 @@ class PreparedIteration(PreparedSolver):
         return type(self)(self.solver, self.A.T, P)
 
     def _update(self, A: LinearOperator) -> PreparedSolver:
-        if self.preconditioner is None or type(self).__init__ is not PreparedIteration.__init__:
+        # What was given as an operator or as a function stays as it is, and cannot be made anew.
+        made = isinstance(self.solver.preconditioner, (Preconditioner, LinearSolver))
+        if not made or type(self).__init__ is not PreparedIteration.__init__:
             return super()._update(A)
         updated = type(self)(self.solver, A, self.preconditioner)
-        updated._fresh_iterations, updated._stale = self._fresh_iterations, True
+        updated._stale, updated._due, updated._pace = True, self._due, self._pace
         return updated
 
-    def _attempt(self, b: Any, *, transpose: bool) -> Solution:
-        solution = super()._attempt(b, transpose=transpose)
-        info = solution.info
-        if not self._stale:
-            if self._fresh_iterations is None and info.converged:
-                self._fresh_iterations = info.iterations
-            return solution
-        fresh = self._fresh_iterations
-        if info.converged and (fresh is None or info.iterations <= max(2 * fresh, 1)):
-            return solution
-        # Out of date: made anew for the operator at hand, for this solve where it failed, and for
-        # the next ones.
-        self._renew()
-        return solution if info.converged else self._attempt_anew(b, transpose=transpose)
-
     def _renew(self) -> None:
-        self.preconditioner = as_preconditioner(self.solver.preconditioner, self.A)
-        self._stale, self._fresh_iterations = False, None
+        self._adopt(self._made())
+        self._stale, self._due, self._pace = False, False, None
         self.__dict__.pop("_transposed", None)
 
-    def _attempt_anew(self, b: Any, *, transpose: bool) -> Solution:
-        value, info = self._attempt(b, transpose=transpose)
-        return Solution(value, replace(info, refreshed=True))
+    def _answer(
+        self, block: Tensor, targets: Tensor, *, transpose: bool
+    ) -> tuple[Tensor, Progress]:
+        if self.preconditioner is None:
+            return super()._answer(block, targets, transpose=transpose)
+        refreshed = self._due
+        if refreshed:
+            self._renew()
+        x, progress = super()._answer(block, targets, transpose=transpose)
+        progress.refreshed |= refreshed
+        left = self._left(block, x, progress, transpose)
+        # For least squares the solver's own word has to do.
+        met = bool((left <= targets).all()) or (
+            self.solver.minimises(self.A) and progress.status == "converged"
+        )
+        pace = _pace(progress.iterations, targets if met else left, targets)
+        if not self._stale:
+            if progress.iterations and math.isfinite(pace):
+                self._pace = max(self._pace or 0.0, pace)
+            return x, progress
+        if met or self.solver.truncated:
+            fresh = math.inf if self._pace is None else self._pace
+            self._due = progress.iterations > FEW and pace > 2 * fresh
+            return x, progress
+        self._renew()
+        x, again = super()._answer(block, targets, transpose=transpose)
+        again.products += progress.products
+        again.refreshed = True
+        return x, again
+
+    def _left(self, block: Tensor, x: Tensor, progress: Progress, transpose: bool) -> Tensor:
+        """Norms of the columns of the true residual."""
+        if progress.residual is None:
+            operator = self.A.T if transpose else self.A
+            progress.residual = block - operator._matmat(x)
+            progress.products += block.shape[1]
+        return torch.linalg.vector_norm(progress.residual, dim=0)
+
+
+def varies(P: LinearOperator | None) -> bool:
+    """Whether P may be another map at each product: a function, or an iteration of its own."""
+    if isinstance(P, SolveOperator):
+        return isinstance(P.prepared.solver, IterativeSolver)
+    return isinstance(P, CallableOperator) or (P is not None and any(map(varies, P.operands)))
+
+
+def applied(A: LinearOperator, block: Tensor) -> Tensor:
+    """``A V``; a single column as the vector that it is, which suits most products best."""
+    if block.shape[1] == 1 and not isinstance(A, Members):
+        return A._matvec(block[:, 0])[:, None]
+    return A._matmat(block)
+
+
+def _pace(iterations: int, left: Tensor, targets: Tensor) -> float:
+    """Iterations for a digit by which the residuals of unit columns fell, as far as asked for."""
+    smallest = float(torch.maximum(left, targets).min()) if left.numel() else 1.0
+    digits = -math.log10(max(smallest, torch.finfo(left.dtype).tiny))
+    return iterations / digits if digits > 0 else math.inf

@@ -16,30 +16,46 @@ for square systems then gives every derivative (Golub and Pereyra, 1973, doi:10.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from operators import Identity, LinearOperator, Saddle
+from operators import Identity, LinearOperator, Saddle, Stacked
+from operators.closures import hidden
 from operators.solve_rule import Factor, Given, Prepared, Solver, apply_inverse
+from operators.tracing import tracked
+from solvers.members import Members
 from solvers.solution import StructureError
 
 
 class Augmented(NamedTuple):
-    """A solver of augmented systems, by one of least squares."""
+    """A solver of augmented systems, by one of least squares.
+
+    `moving`: A itself is differentiated or mapped over, not b alone.
+    """
 
     solver: Solver
     tall: bool
+    moving: bool
+
+    @property
+    def stacks(self) -> bool:
+        """As the least-squares solver."""
+        return bool(getattr(self.solver, "stacks", False))
 
     def prepare(self, K: Any) -> PreparedAugmented:
-        """Prepare the least-squares solver for A."""
-        return PreparedAugmented(self.solver.prepare(K.G.T if self.tall else K.G), self.tall)
+        """Prepare the least-squares solver for A, or for all of a batch."""
+        one: Any = K.batched if isinstance(K, Stacked) else K
+        G = Stacked.of(one.G) if isinstance(K, Stacked) else one.G
+        prepared: Any = self.solver.prepare(G.T if self.tall else G)
+        return PreparedAugmented(prepared, self.tall, self.moving)
 
 
 class Augmentation(NamedTuple):
-    """A solution of the augmented system, and the least-squares solver's word on it."""
+    """A solution of the augmented system, and what the least-squares solver says of its worst."""
 
     value: Tensor
     info: Any
@@ -51,43 +67,63 @@ class PreparedAugmented:
 
     prepared: Any
     tall: bool
+    moving: bool
     transpose: bool = False
 
     def solve(self, rhs: Tensor) -> Augmentation:
         """``K^-1 (f, g)``.
 
-        Tall: ``x = A^+ (f - z)``, ``r = f - A x`` with ``z = (A^+)^T g``. Wide:
-        ``y = (A^+)^T (f - A^+ g)``, ``x = f - A^T y``, computed as ``A^+ g + (f - A^+ A f)``.
+        Tall: ``x = A^+ (f - z)`` and ``r = f - A x``, with ``z = (A^+)^T g``. Wide:
+        ``y = (A^+)^T (f - A^+ g)`` and ``x = f - A^T y``, which is ``A^+ g`` where f is zero.
         """
-        A = self.prepared.A.T if self.transpose else self.prepared.A
+        A = self.prepared.A
+        A = A.stack if isinstance(A, Members) else A
+        A = A.T if self.transpose else A
         m, n = A.shape
         f, g = rhs[: max(m, n)], rhs[max(m, n) :]
-        solve, solve_transpose = self.prepared.solve, self.prepared.solve_transpose
+        pseudo_inverse, its_transpose = self.prepared.solve, self.prepared.solve_transpose
         if self.transpose:
-            solve, solve_transpose = solve_transpose, solve
-        derivative = bool(g.any()) if self.tall else bool(f.any())
-        if derivative and self.prepared.rank is not None and self.prepared.rank < min(m, n):
-            raise StructureError(
-                f"{A!r} has rank {self.prepared.rank}: its least-squares solution has a "
-                f"derivative only at full rank {min(m, n)}; add damping, as rows sqrt(l) I"
-            )
-        product = A._matvec if rhs.ndim == 1 else A._matmat
+            pseudo_inverse, its_transpose = its_transpose, pseudo_inverse
+        infos: list[Any] = []
+
+        def applied(solve: Callable[[Tensor], Any], b: Tensor) -> Tensor:
+            solution = solve(b)
+            infos.append(solution.info)
+            value: Tensor = solution.value
+            return value
+
+        # What is asked for itself has zeros there, its derivatives have not.
+        derivative = bool((g if self.tall else f).any())
+        if derivative and self.moving:
+            self._refuse_low_rank()
+        single = rhs.ndim == 1
         if self.tall:
-            if bool(g.any()):
-                f = f - solve_transpose(g).value
-            x, info = solve(f)
-            # With g the residual of the first equation is that of the f it started from.
-            return Augmentation(torch.cat([rhs[:m] - product(x), x]), info)
-        shortest, info = solve(g)
-        if not bool(f.any()):
-            return Augmentation(torch.cat([shortest, -solve_transpose(shortest).value]), info)
-        y = solve_transpose(f - shortest).value
-        back = A.T._matvec if rhs.ndim == 1 else A.T._matmat
-        return Augmentation(torch.cat([f - back(y), y]), info)
+            x = applied(pseudo_inverse, f - applied(its_transpose, g) if derivative else f)
+            parts = [f - (A._matvec(x) if single else A._matmat(x)), x]
+        else:
+            x = applied(pseudo_inverse, g)
+            y = torch.zeros_like(g)
+            if derivative or self.moving:
+                y = applied(its_transpose, f - x)
+            if derivative:
+                x = f - (A.T._matvec(y) if single else A.T._matmat(y))
+            parts = [x, y]
+        worst = max(infos, key=lambda info: (not info.converged, info.residual))
+        return Augmentation(torch.cat(parts), worst)
 
     def solve_transpose(self, rhs: Tensor) -> Augmentation:
         """As `solve`: K is symmetric."""
         return self.solve(rhs)
+
+    def _refuse_low_rank(self) -> None:
+        A, rank = self.prepared.A, self.prepared.rank
+        full = min(A.shape)
+        if rank is not None and rank < full:
+            raise StructureError(
+                f"{type(self.prepared.solver).__name__} solves {A!r} at rank {rank}: the "
+                f"least-squares solution has a derivative by A only at full rank {full}, kept in "
+                "full; add damping, as rows sqrt(l) I, or differentiate by b alone"
+            )
 
 
 def apply_least_squares(
@@ -103,17 +139,25 @@ def apply_least_squares(
     Raises
     ------
     StructureError
-        Something is differentiated, and A is found not to have full rank.
+        A is differentiated, and found not to have full rank, or the solver cuts its rank off.
+
+    Notes
+    -----
+    A derivative takes one product with ``A^+`` and one with its transpose. Where nothing is
+    differentiated or mapped over, it is the solver alone that runs.
     """
     target = A.T if transpose else A
     m, n = target.shape
     tall = m >= n
+    moving = any(map(tracked, (*target.tensors, *hidden(target))))
+    if not moving and not tracked(b):
+        return factor.solve(A, b, transpose)
     K = Saddle(Identity(max(m, n), A.dtype, A.device), target.T if tall else target)
     if isinstance(factor, Given):
-        prepared: Prepared = PreparedAugmented(factor.prepared, tall, transpose)
+        prepared: Prepared = PreparedAugmented(factor.prepared, tall, moving, transpose)
         whole: Factor = Given(prepared, factor.solver, factor.log)
     else:
-        whole = Factor(Augmented(factor.solver, tall), factor.log)
+        whole = Factor(Augmented(factor.solver, tall, moving), factor.log)
     zeros = b.new_zeros(min(m, n) if tall else max(m, n), *b.shape[1:])
     rhs = torch.cat([b, zeros] if tall else [zeros, b])
     solution = apply_inverse(K, rhs, whole)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from operators import LinearOperator, Stacked
+from operators import LinearOperator, Space, Stacked
 from operators.solve_rule import Given, apply_inverse
 from operators.tracing import tracked
 from solvers.least_squares_rule import apply_least_squares
-from solvers.matrix import as_operator, numbers
+from solvers.matrix import as_operator, numbers, values
 from solvers.members import Members
 from solvers.solution import (
     ConvergenceWarning,
@@ -53,6 +54,8 @@ class LinearSolver(ABC):
     stacks: ClassVar[bool] = True
     # Whether it takes rectangular and singular operators: x minimises |b - A x|, then |x|.
     least_squares: ClassVar[bool] = False
+    # Whether its iteration starts somewhere, and so may start from a guess.
+    takes_guess: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
@@ -62,7 +65,7 @@ class LinearSolver(ABC):
 
     @property
     def truncated(self) -> bool:
-        """Whether stopping at the iteration limit is the method, and so not worth a warning."""
+        """Whether stopping early, or at a rank, is the method, and so not worth a warning."""
         return False
 
     @property
@@ -72,6 +75,10 @@ class LinearSolver(ABC):
         A solver for which they cannot solves them one by one.
         """
         return False
+
+    def minimises(self, A: LinearOperator) -> bool:
+        """Whether x for this A minimises ``|b - A x|``, and is judged by that."""
+        return self.least_squares
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """Relative tolerance that holds for a dtype."""
@@ -143,12 +150,12 @@ class PreparedSolver(ABC):
     backend: str = "torch"
     factor_nonzeros: int | None = None
     operator_complexity: float | None = None
-    # Rank that a factorisation found, where it finds one.
+    # Rank that a factorisation found, where it finds one; of a batch the least.
     rank: int | None = None
     setup_seconds: float = 0.0
 
     def __init__(self, solver: LinearSolver, A: LinearOperator) -> None:
-        if A.shape[0] != A.shape[1] and not solver.least_squares:
+        if A.shape[0] != A.shape[1] and not solver.minimises(A):
             raise StructureError(
                 f"{type(solver).__name__} needs a square operator; got {A!r}: least squares are "
                 "for QR, SVD or LSMR"
@@ -177,6 +184,12 @@ class PreparedSolver(ABC):
     @cached_property
     def _transposed(self) -> PreparedSolver:
         return self.solver._prepared(self.A.T)
+
+    def _answer(
+        self, block: Tensor, targets: Tensor, *, transpose: bool
+    ) -> tuple[Tensor, Progress]:
+        """`_solve` or `_solve_transpose`, and what follows from how it went."""
+        return (self._solve_transpose if transpose else self._solve)(block, targets)
 
     def update(self, A: Any) -> PreparedSolver:
         """The solver prepared for another operator of the same kind.
@@ -215,13 +228,19 @@ class PreparedSolver(ABC):
     def _update(self, A: LinearOperator) -> PreparedSolver:
         return self.solver._prepared(A)
 
-    def solve(self, b: Any) -> Solution:
+    def solve(self, b: Any, *, guess: Any = None) -> Solution:
         """``x`` with ``A x = b``.
 
         Parameters
         ----------
         b
             ``(n,)``, ``(n, k)``, or a nested structure of ``A.codomain``.
+        guess
+            Where an iteration starts, of the shape of x; one vector ``(n,)`` does for all columns
+            of a block. It costs two products, and a column for which it is worse than zero starts
+            from zero. The tolerance stays relative to b, and no derivative is taken with respect
+            to it. Of use to iterative solvers; others do not look at it, nor does least squares,
+            where the shortest x is asked for. Not used where ``torch.func.vmap`` maps over it.
 
         Returns
         -------
@@ -231,43 +250,58 @@ class PreparedSolver(ABC):
         Raises
         ------
         ValueError
-            b has a wrong shape or holds NaN or infinity.
+            b or guess has a wrong shape or holds NaN or infinity.
         TypeError
-            b has a wrong dtype or device.
+            b or guess has a wrong dtype or device.
         NotConvergedError
             With ``strict=True``.
         """
-        return self._run(b, transpose=False)
+        return self._run(b, guess, transpose=False)
 
-    def solve_transpose(self, b: Any) -> Solution:
+    def solve_transpose(self, b: Any, *, guess: Any = None) -> Solution:
         """``x`` with ``A^T x = b``; arguments and errors as `solve`."""
-        return self._run(b, transpose=True)
+        return self._run(b, guess, transpose=True)
 
-    def _run(self, b: Any, *, transpose: bool) -> Solution:
+    def condition(self) -> float:
+        """Estimate of ``|A|_1 |A^-1|_1``, from below; see `solvers.condition`."""
+        from solvers.condition import condition_estimate
+
+        return condition_estimate(self)
+
+    def _run(self, b: Any, guess: Any, *, transpose: bool) -> Solution:
+        if guess is not None:
+            used = self.solver.takes_guess and not self.solver.minimises(self.A)
+            guess = values(guess) if used else None
         leaves = pytree.tree_leaves((b, self.given))
         if any(isinstance(leaf, Tensor) and tracked(leaf) for leaf in leaves):
-            return self._differentiable(b, transpose)
-        solution = self._attempt(b, transpose=transpose)
+            return self._differentiable(b, guess, transpose)
+        return self._measured(b, guess, transpose)
+
+    def _measured(self, b: Any, guess: Any, transpose: bool) -> Solution:
+        """Solve for numbers, whatever is differentiated; say what was not reached."""
+        solution = self._attempt(b, transpose=transpose, guess=guess)
         info = solution.info
         if not info.converged:
             if self.solver.strict:
                 raise NotConvergedError(info)
-            if not (self.solver.truncated and info.status == "maxiter"):
-                warnings.warn(info.reason, ConvergenceWarning, stacklevel=3)
+            if not (self.solver.truncated and info.status in ("maxiter", "truncated")):
+                warnings.warn(info.reason, ConvergenceWarning, stacklevel=4)
         return solution
 
-    def _differentiable(self, b: Any, transpose: bool) -> Solution:
+    def _differentiable(self, b: Any, guess: Any, transpose: bool) -> Solution:
         space = self.given.domain if transpose else self.given.codomain
         nested = not isinstance(b, Tensor) or (not space.is_flat and space.holds(b))
         log: list[Info] = []
-        rule = apply_least_squares if self.solver.least_squares else apply_inverse
+        least_squares = self.solver.minimises(self.A)
+        rule = apply_least_squares if least_squares else apply_inverse
         flat = space.ravel(b, "b") if nested else b
-        value = rule(self.given, flat, Given(self, self.solver, log), transpose=transpose)
+        plain = _Plain(self, guess, transpose)
+        value = rule(self.given, flat, Given(plain, self.solver, log), transpose=transpose)
         image = self.given.codomain if transpose else self.given.domain
         return Solution(image.unravel(value) if nested else value, log[0])
 
     @torch.no_grad()
-    def _attempt(self, b: Any, *, transpose: bool) -> Solution:
+    def _attempt(self, b: Any, *, transpose: bool, guess: Any = None) -> Solution:
         """Solve and measure; nothing is said about what was not reached."""
         start = time.perf_counter()
         operator = self.A.T if transpose else self.A
@@ -275,33 +309,39 @@ class PreparedSolver(ABC):
         space = whole.codomain
         nested = not isinstance(b, Tensor) or (not space.is_flat and space.holds(b))
         flat = space.ravel(b, "b") if nested else b
-        _check_right_hand_side(flat, whole)
+        _check_vectors("b", flat, whole.codomain)
         block = flat[:, None] if flat.ndim == 1 else flat
+        b_columns = block.shape[1]
         if isinstance(operator, Members):
             block = operator.block(operator.stack.scattered(block, transpose=True))
 
         # Scaling by the largest entry first keeps the norm of a tiny column from underflowing.
-        largest = block.abs().amax(dim=0) if block.shape[0] else block.new_zeros(block.shape[1])
+        largest = _largest(block)
         nonzero = largest > 0
         scale = torch.where(nonzero, largest, 1.0)
         unit = block / scale
         norm = torch.where(nonzero, torch.linalg.vector_norm(unit, dim=0), 1.0)
-        unit = unit / norm
+        unit /= norm
 
         # |b - A x| <= max(rtol |b|, atol), in units of the scaled column.
         rtol = self.solver.tolerance(unit.dtype)
         targets = torch.clamp_min(self.solver.atol / (scale * norm), rtol)
-        x, progress = (self._solve_transpose if transpose else self._solve)(unit, targets)
+        solve = partial(self._answer, transpose=transpose)
+        if guess is None:
+            x, progress = solve(unit, targets)
+        else:
+            near = _columns("guess", guess, operator, b_columns) / scale / norm
+            x, progress = _corrected(solve, operator, unit, targets, near)
         if progress.residual is None:
             progress.residual = unit - operator._matmat(x)
             progress.products += block.shape[1]
         residuals = torch.linalg.vector_norm(progress.residual, dim=0)
         normal = None
-        if self.solver.least_squares:
+        if self.solver.minimises(self.A):
             normal = self._normal_residual(operator, progress)
-        value = (x * norm) * scale
+        value = (x * norm).mul_(scale)
         # The unit column was solved, but a solution beyond the range of the dtype is none.
-        residuals = torch.where(torch.isfinite(value).all(dim=0), residuals, torch.inf)
+        residuals = torch.where(torch.isfinite(_largest(value)), residuals, torch.inf)
         if isinstance(operator, Members):
             value = operator.stack.gathered(operator.batch(value), transpose=True)
         value = value[:, 0] if flat.ndim == 1 else value
@@ -313,25 +353,28 @@ class PreparedSolver(ABC):
         residual = progress.residual
         assert residual is not None
         progress.products += residual.shape[1]
-        size = self._norm * torch.linalg.vector_norm(residual, dim=0)
-        gradient = torch.linalg.vector_norm(operator.T._matmat(residual), dim=0)
-        return torch.where(size > 0, gradient / torch.where(size > 0, size, 1.0), 0.0)
+        norms = self._norms
+        norms = norms.repeat_interleave(residual.shape[1] // len(norms), dim=0)
+        # Of a unit residual: neither a tiny one nor a tiny A may pass for a gradient of zero.
+        gradient = _lengths(operator.T._matmat(residual / _divisors(_lengths(residual))))
+        return torch.where(gradient == 0, 0.0, gradient / norms)
 
     @cached_property
-    def _norm(self) -> float:
-        """Lower estimate of ``|A|`` (2-norm) by ten steps of the power method for ``A^T A``."""
+    def _norms(self) -> Tensor:
+        """Lower estimates of ``|A|`` (2-norm), ``(1,)``, or ``(B,)`` of the members of a batch.
+
+        By ten steps of the power method for ``A^T A``, whose estimates can only rise.
+        """
+        A, T, count = self.A, self.A.T, len(self.A) if isinstance(self.A, Members) else 1
         generator = torch.Generator().manual_seed(0)
-        v = torch.randn(self.A.shape[1], generator=generator, dtype=torch.float64)
-        v = v.to(self.A.dtype).to(self.A.device)
-        largest = 0.0
-        for _ in range(10 if v.numel() else 0):
-            v = v / torch.linalg.vector_norm(v)
-            image = self.A._matvec(v)
-            largest = max(largest, float(torch.linalg.vector_norm(image)))
-            v = self.A.T._matvec(image)
-            if not bool(torch.linalg.vector_norm(v) > 0):
-                break
-        return largest
+        v = torch.randn(A.shape[1], 1, generator=generator, dtype=torch.float64)
+        v = v.to(A.dtype).to(A.device).expand(-1, count)
+        if not v.numel():
+            return v.new_zeros(count)
+        for _ in range(9):
+            v = A._matmat(v / _divisors(_largest(v)))
+            v = T._matmat(v / _divisors(_largest(v)))
+        return _lengths(A._matmat(v / _divisors(_lengths(v))))
 
     def _judge(
         self,
@@ -392,21 +435,23 @@ class OneByOne(PreparedSolver):
         self.members = prepared or [solver._prepare(A.member(i)) for i in range(len(A))]
         nonzeros = [one.factor_nonzeros for one in self.members if one.factor_nonzeros is not None]
         self.factor_nonzeros = sum(nonzeros) if nonzeros else None
+        ranks = [one.rank for one in self.members if one.rank is not None]
+        self.rank = min(ranks) if ranks else None
         self.backend = self.members[0].backend
 
     def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
-        return self._each(block, targets, lambda one: one._solve)
+        return self._each(block, targets, transpose=False)
 
     def _solve_transpose(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
-        return self._each(block, targets, lambda one: one._solve_transpose)
+        return self._each(block, targets, transpose=True)
 
-    def _each(self, block: Tensor, targets: Tensor, solve: Any) -> tuple[Tensor, Progress]:
+    def _each(self, block: Tensor, targets: Tensor, *, transpose: bool) -> tuple[Tensor, Progress]:
         members = self.A
         assert isinstance(members, Members)
         total, parts = Progress(), []
         allowed = targets.reshape(len(members), -1)
         for one, columns, target in zip(self.members, members.batch(block), allowed, strict=True):
-            x, progress = solve(one)(columns, target)
+            x, progress = one._answer(columns, target, transpose=transpose)
             parts.append(x)
             total.iterations = max(total.iterations, progress.iterations)
             total.products += progress.products
@@ -422,17 +467,88 @@ class OneByOne(PreparedSolver):
         return OneByOne(self.solver, A, updated)
 
 
-def _check_right_hand_side(b: Tensor, operator: LinearOperator) -> None:
-    n = operator.shape[0]
-    if b.ndim not in (1, 2) or b.shape[0] != n:
+class _Plain:
+    """A prepared solver inside the derivative rule: plain numbers, whatever it was prepared of.
+
+    The first solve starts from a guess where there is one; those of derivatives do not.
+    """
+
+    def __init__(self, prepared: PreparedSolver, guess: Any, transpose: bool) -> None:
+        self.prepared, self.guess, self.transpose = prepared, guess, transpose
+        self.solver, self.A, self.rank = prepared.solver, prepared.A, prepared.rank
+
+    def solve(self, b: Tensor) -> Solution:
+        return self.prepared._measured(b, self._taken(False), transpose=False)
+
+    def solve_transpose(self, b: Tensor) -> Solution:
+        return self.prepared._measured(b, self._taken(True), transpose=True)
+
+    def _taken(self, transpose: bool) -> Any:
+        if transpose != self.transpose:
+            return None
+        guess, self.guess = self.guess, None
+        return guess
+
+
+def _corrected(
+    solve: Callable[[Tensor, Tensor], tuple[Tensor, Progress]],
+    A: LinearOperator,
+    unit: Tensor,
+    targets: Tensor,
+    guess: Tensor,
+) -> tuple[Tensor, Progress]:
+    """The guess and a solution for what it leaves of b; zero where it leaves more than all of b."""
+    rest = unit - A._matmat(guess)
+    left = torch.linalg.vector_norm(rest, dim=0)
+    better = left < torch.linalg.vector_norm(unit, dim=0)  # false for NaN
+    guess, rest = torch.where(better, guess, 0.0), torch.where(better, rest, unit)
+    size = torch.where(better & (left > 0), left, 1.0)
+    correction, progress = solve(rest / size, targets / size)
+    # What the solver measured knows nothing of the rounding of the sum.
+    progress.residual = None
+    progress.products += unit.shape[1]
+    return guess + correction * size, progress
+
+
+def _columns(name: str, value: Any, A: LinearOperator, count: int) -> Tensor:
+    """A vector, a block or a nested structure of the domain of A as so many columns."""
+    whole = A.stack if isinstance(A, Members) else A
+    space = whole.domain
+    nested = not isinstance(value, Tensor) or (not space.is_flat and space.holds(value))
+    flat = space.ravel(value, name) if nested else value
+    _check_vectors(name, flat, space)
+    block = flat[:, None] if flat.ndim == 1 else flat
+    if block.shape[1] not in (1, count):
+        raise ValueError(f"{name} has {block.shape[1]} columns for {count} of b")
+    block = block.expand(-1, count)
+    return A.block(A.stack.scattered(block)) if isinstance(A, Members) else block
+
+
+def _lengths(block: Tensor) -> Tensor:
+    """Norms of the columns, also where squares of their entries leave the range of the dtype."""
+    largest = _largest(block)
+    return largest * torch.linalg.vector_norm(block / _divisors(largest), dim=0)
+
+
+def _largest(block: Tensor) -> Tensor:
+    return block.abs().amax(dim=0) if block.shape[0] else block.new_zeros(block.shape[1:])
+
+
+def _divisors(sizes: Tensor) -> Tensor:
+    return torch.where(sizes > 0, sizes, 1.0)
+
+
+def _check_vectors(name: str, value: Tensor, space: Space) -> None:
+    n = space.size
+    if value.ndim not in (1, 2) or value.shape[0] != n:
         raise ValueError(
-            f"b has shape {tuple(b.shape)}; expected ({n},), ({n}, k), or the nested structure "
-            f"{operator.codomain}"
+            f"{name} has shape {tuple(value.shape)}; expected ({n},), ({n}, k), or the nested "
+            f"structure {space}"
         )
-    if b.dtype != operator.dtype or b.device != operator.device:
+    if value.dtype != space.dtype or value.device != space.device:
         raise TypeError(
-            f"b is {b.dtype} on {b.device}; expected {operator.dtype} on {operator.device}"
+            f"{name} is {value.dtype} on {value.device}; expected {space.dtype} on {space.device}"
         )
-    if not bool(torch.isfinite(b).all()):
-        count = int((~torch.isfinite(b)).sum())
-        raise ValueError(f"b holds {count} NaN or infinite entries; expected finite numbers")
+    if not bool(torch.isfinite(_largest(value)).all()):
+        count = int((~torch.isfinite(value)).sum())
+        raise ValueError(f"{name} holds {count} NaN or infinite entries; expected finite numbers")

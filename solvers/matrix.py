@@ -11,6 +11,8 @@ from torch._C import _functorch
 from torch.utils import _pytree as pytree
 
 from operators import Dense, LinearOperator, Sparse
+from operators.elementary import asymmetry, largest_entry
+from operators.structure import Structure
 from operators.tracing import readable, tracked
 
 
@@ -65,13 +67,13 @@ def looked_up(A: LinearOperator) -> LinearOperator:
         return A
     if type(A) is Dense and not (A.symmetric or A.lower_triangular or A.upper_triangular):
         M = A.matrix.detach()
-        scale = 100 * torch.finfo(M.dtype).eps * M.abs().amax() if n else M.new_zeros(())
-        symmetric = n == 0 or bool((M - M.mT).abs().amax() <= scale)
+        scale = 100 * torch.finfo(M.dtype).eps * largest_entry(M) if n else M.new_zeros(())
+        symmetric = bool(asymmetry(M) <= scale)
         lower = not symmetric and not bool(M.triu(1).any())
         upper = not symmetric and not lower and not bool(M.tril(-1).any())
         if symmetric or lower or upper:
-            facts = {"symmetric": symmetric, "lower_triangular": lower, "upper_triangular": upper}
-            return Dense(A.matrix, **facts)
+            facts = Structure(symmetric=symmetric, lower_triangular=lower, upper_triangular=upper)
+            return A._derived(A.matrix, facts)
     if type(A) is Sparse and not A.symmetric:
         transposed, order = A.pattern.transpose()
         values = A.values.detach()
@@ -99,12 +101,27 @@ def numbers(A: LinearOperator, where: str) -> LinearOperator:
     return plain
 
 
+def values(tree: Any) -> Any:
+    """The plain values of nested tensors; None where ``torch.func.vmap`` maps over one of them."""
+    leaves, treespec = pytree.tree_flatten(tree)
+    plain = [_plain(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    mapped = any(leaf is None for leaf in plain)
+    return None if mapped else pytree.tree_unflatten(plain, treespec)
+
+
 def _value(tensor: Tensor, where: str) -> Tensor:
+    plain = _plain(tensor)
+    if plain is None:
+        raise ValueError(
+            f"{where}: the operator holds a tensor that torch.func.vmap maps over; use "
+            "solvers.solve(A, b, solver=...) inside vmap, or a Stacked operator outside"
+        )
+    return plain
+
+
+def _plain(tensor: Tensor) -> Tensor | None:
     while _functorch.is_functorch_wrapped_tensor(tensor):
         if _functorch.is_batchedtensor(tensor):
-            raise ValueError(
-                f"{where}: the operator holds a tensor that torch.func.vmap maps over; use "
-                "solvers.solve(A, b, solver=...) inside vmap, or a Stacked operator outside"
-            )
+            return None
         tensor = _functorch.get_unwrapped(tensor)
     return tensor.detach()

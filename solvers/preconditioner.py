@@ -14,6 +14,7 @@ from operators import LinearOperator
 from operators.space import Tree
 from operators.structure import Structure
 from solvers.linear_solver import LinearSolver, PreparedSolver
+from solvers.matrix import numbers
 from solvers.solution import StructureError
 
 
@@ -39,15 +40,32 @@ PreconditionerLike = (
 )
 
 
-def as_preconditioner(choice: Any, A: LinearOperator) -> LinearOperator | None:
+def as_preconditioner(
+    choice: Any, A: LinearOperator, *, right: bool = False
+) -> LinearOperator | None:
     """The operator ``P`` that a choice of preconditioner makes of A; None for none.
+
+    Parameters
+    ----------
+    choice
+        Settings, which are prepared for A; an operator; a solver, which is prepared for A; a
+        prepared solver; or a function ``v -> P v``. No derivative is taken with respect to it.
+    A
+        What it is for.
+    right
+        Take any P that ``A P`` is defined for, as for least squares, in place of one that has the
+        shape of ``A^-1``.
 
     Raises
     ------
     TypeError
         It is no such thing, or has another dtype or device than A.
     ValueError
-        It has another shape than ``A^T``.
+        It has another shape than ``A^T``; or holds a tensor that ``torch.func.vmap`` maps over.
+    StructureError
+        A lacks a structure that it needs.
+    operators.FalseClaimError
+        A claim about it is false.
     """
     if choice is None:
         return None
@@ -58,7 +76,8 @@ def as_preconditioner(choice: Any, A: LinearOperator) -> LinearOperator | None:
     elif isinstance(choice, PreparedSolver):
         P = SolveOperator(choice)
     elif isinstance(choice, LinearOperator):
-        P = choice
+        P = numbers(choice, "preconditioner")
+        P.check_claims()
     elif callable(choice) and not isinstance(choice, type):
         P = CallableOperator(choice, A)
     else:
@@ -66,7 +85,9 @@ def as_preconditioner(choice: Any, A: LinearOperator) -> LinearOperator | None:
             f"preconditioner is {choice!r}; expected settings (as solvers.Jacobi()), an operator "
             "that stands for the inverse of A, a solver, or a function v -> P v"
         )
-    if P.shape != A.shape[::-1]:
+    if right and P.shape[0] != A.shape[1]:
+        raise ValueError(f"preconditioner {P!r} on the right of {A!r}: expected {A.shape[1]} rows")
+    if not right and P.shape != A.shape[::-1]:
         raise ValueError(
             f"preconditioner {P!r} for {A!r}: expected shape {A.shape[::-1]}; it stands for the "
             "inverse"
@@ -81,28 +102,24 @@ def as_preconditioner(choice: Any, A: LinearOperator) -> LinearOperator | None:
 class SolveOperator(LinearOperator):
     """The inverse that a prepared solver applies, as accurate as it happens to be."""
 
-    def __init__(self, prepared: PreparedSolver) -> None:
-        A = prepared.A
+    def __init__(self, prepared: PreparedSolver, *, transpose: bool = False) -> None:
+        A = prepared.A.T if transpose else prepared.A
         super().__init__(A.codomain, A.domain, A.structure.inverse())
-        self.prepared = prepared
+        self.prepared, self.transpose = prepared, transpose
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._matmat(v[:, None])[:, 0]
 
     def _matmat(self, block: Tensor) -> Tensor:
+        # Solvers want columns of unit norm.
+        solve = self.prepared._solve_transpose if self.transpose else self.prepared._solve
         targets = block.new_full((block.shape[1],), self.prepared.solver.tolerance(block.dtype))
-        return self._scaled(block, lambda unit: self.prepared._solve(unit, targets)[0])
-
-    def _rmatvec(self, v: Tensor) -> Tensor:
-        targets = v.new_full((1,), self.prepared.solver.tolerance(v.dtype))
-        solve = self.prepared._solve_transpose
-        return self._scaled(v[:, None], lambda unit: solve(unit, targets)[0])[:, 0]
-
-    def _scaled(self, block: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
-        """Solvers want columns of unit norm."""
         size = torch.linalg.vector_norm(block, dim=0)
         size = torch.where(size > 0, size, 1.0)
-        return solve(block / size) * size
+        return solve(block / size, targets)[0] * size
+
+    def _transpose(self) -> LinearOperator:
+        return SolveOperator(self.prepared, transpose=not self.transpose)
 
     def _describe(self) -> str:
         return f"by {self.prepared.solver}"

@@ -24,7 +24,7 @@ class Info:
         The solver and its settings, as text.
     status
         ``"converged"``, ``"maxiter"``, ``"indefinite"``, ``"diverged"``, ``"breakdown"``,
-        ``"stagnated"`` or ``"inaccurate"``.
+        ``"stagnated"``, ``"truncated"`` (a pseudo-inverse of lower rank) or ``"inaccurate"``.
     reason
         The status in a sentence, with the numbers; for `Auto` also why this solver.
     products

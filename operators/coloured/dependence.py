@@ -2,7 +2,8 @@
 
 The function is traced to aten operations; each tensor then carries a boolean matrix: its entries
 against those of the argument. Values never enter, so what is found holds for every argument that
-takes the same path through the function.
+takes the same path through the function. Indices and flags that are computed from the argument are
+such values: an operation that is steered by them is taken to join all that it could.
 """
 
 from __future__ import annotations
@@ -68,13 +69,17 @@ ALONG = _names(
     """
 )
 POINTWISE = _names("_to_copy clone contiguous lerp")
-# Their derivative is zero wherever there is one.
-CONSTANTS = _names(
+# Their values depend on nothing but shapes.
+BLANKS = _names(
     """
-    ceil empty_like floor full_like heaviside new_empty new_empty_strided new_full new_ones
-    new_zeros ones_like rand_like randn_like round sign trunc zeros_like
+    empty_like full_like new_empty new_empty_strided new_full new_ones new_zeros ones_like rand_like
+    randn_like zeros_like
     """
 )
+# Their derivative is zero wherever there is one.
+STEPS = _names("ceil floor heaviside round sign trunc")
+# Where they take or put entries may be said by a tensor of indices or flags.
+STEERED = MOVES | _names("_unsafe_index_put index_add index_put scatter_add scatter_reduce")
 # (position of the sum that is added to, and of the two factors)
 PRODUCTS: dict[str, tuple[int | None, int, int]] = {
     "mm": (None, 0, 1),
@@ -112,7 +117,8 @@ def reach_of(
     Raises
     ------
     ValueError
-        The function reads values of u; or an operation that is not known is too large.
+        The function reads values of u, or sizes inside it depend on them; or an operation that is
+        not known is too large.
 
     Notes
     -----
@@ -159,6 +165,7 @@ class _Propagation(fx.Interpreter):
         super().__init__(module)
         self.inputs = inputs
         self.reach: dict[fx.Node, Any] = {}
+        self.varying: set[fx.Node] = set()  # whose values are computed from those of the argument
         self.unknown: list[str] = []
         self.result: Reach = None
         self.size = 0
@@ -167,6 +174,7 @@ class _Propagation(fx.Interpreter):
         """Run it, and find what it reaches."""
         value = super().run_node(n)
         if n.op == "placeholder":
+            self.varying.add(n)
             self.reach[n] = scipy.sparse.eye_array(self.inputs, dtype=bool, format="csr")
         elif n.op == "output":
             node = n.args[0]
@@ -181,9 +189,16 @@ class _Propagation(fx.Interpreter):
         return value
 
     def _reach(self, n: fx.Node, value: Any) -> Any:
+        varying = not self.varying.isdisjoint(n.all_input_nodes)
         if not isinstance(n.target, torch._ops.OpOverload):
+            if varying:
+                self.varying.add(n)
             whole = self.reach[n.args[0]]  # type: ignore[index]
             return whole[int(n.args[1])] if isinstance(whole, list) else None  # type: ignore[arg-type]
+        name = n.target._schema.name.removeprefix("aten::").removesuffix("_copy")
+        if varying and name not in BLANKS:
+            self.varying.add(n)
+            self._refuse_sizes(name, n)
         operands = Operands(self, n, self.reach)
         if not any(reach is not None for _, reach in operands.tensors):
             return None
@@ -192,15 +207,41 @@ class _Propagation(fx.Interpreter):
                 f"residual writes into a tensor by {n.target}, which cannot be followed; give "
                 "sparsity=a pattern, or sparsity='probe'"
             )
-        name = n.target._schema.name.removeprefix("aten::").removesuffix("_copy")
         outputs = value if isinstance(value, (list, tuple)) else [value]
         kept = [isinstance(out, Tensor) and has_derivative(out) for out in outputs]
-        if name in CONSTANTS or not any(kept):
+        if name in BLANKS or name in STEPS or not any(kept):
             reached: list[Reach] = [None] * len(outputs)
+        elif name in STEERED and self._steering(n):
+            reached = self._steered(name, operands, outputs)
         else:
             reached = self._by_name(name, operands, outputs)
         reached = [reach if keep else None for reach, keep in zip(reached, kept, strict=True)]
         return reached if isinstance(value, (list, tuple)) else reached[0]
+
+    def _steering(self, n: fx.Node) -> list[Tensor]:
+        """Indices and flags among the arguments that vary with the argument of the function."""
+        values = [self.env[node] for node in n.all_input_nodes if node in self.varying]
+        return [x for x in values if isinstance(x, Tensor) and not has_derivative(x)]
+
+    def _refuse_sizes(self, name: str, n: fx.Node) -> None:
+        assert isinstance(n.target, torch._ops.OpOverload)
+        flags = name == "index" and any(x.dtype == torch.bool for x in self._steering(n))
+        if flags or torch.Tag.dynamic_output_shape in n.target.tags and name != "index":
+            raise ValueError(
+                f"residual has the operation {name}, whose result has a size that depends on "
+                "values of the argument; take torch.where in place of a boolean index, give "
+                "sparsity=a pattern, or sparsity='probe'"
+            )
+
+    def _steered(self, name: str, op: Operands, outputs: Sequence[Any]) -> list[Reach]:
+        shape = outputs[0].shape
+        flagged = name in ("index_put", "_unsafe_index_put") and all(
+            x is None or x.dtype == torch.bool for x in op.get("indices")
+        )
+        if name == "masked_fill" or (flagged and op.get("values").numel() == 1):
+            # Each entry is kept or filled.
+            return [united(broadcast(x, r, shape) for x, r in op.tensors if has_derivative(x))]
+        return self._joined(f"{name} by indices that vary", op, outputs)
 
     def _by_name(self, name: str, op: Operands, outputs: Sequence[Any]) -> list[Reach]:
         if name == "convolution_backward":

@@ -12,6 +12,7 @@ from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils import _pytree as pytree
 
+from operators.claims import rounding
 from operators.coloured.colouring import Colouring
 from operators.coloured.recovery import Recovery
 from operators.coloured.sparsity import Sparsity, detect, pattern_of, probe
@@ -110,8 +111,8 @@ def verify(
         v = torch.rand(A.shape[1], generator=generator, dtype=A.dtype, device=A.device) + 0.5
         expected, got = torch.func.jvp(function, (at,), (v,))[1], A @ v
         size = Sparse(values.abs(), operator.pattern) @ v + expected.abs()
-    eps = torch.finfo(A.dtype).eps
-    allowed = eps**0.5 * size + 100 * eps * size.nan_to_num(0.0, 0.0, 0.0).max()
+    allowed = torch.finfo(A.dtype).eps ** 0.5 * size
+    allowed += rounding(A.dtype) * size.nan_to_num(0.0, 0.0, 0.0).max()
     wrong = (got - expected).abs() > allowed
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])

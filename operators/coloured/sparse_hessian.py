@@ -74,6 +74,9 @@ class SparseHessian(Sparse):
             [0., 4., 0.]])
     """
 
+    # The values carry the derivatives already.
+    _unread = (*Sparse._unread, "loss", "plan")
+
     def __init__(
         self,
         loss: Callable[..., Tensor],

@@ -87,6 +87,9 @@ class SparseJacobian(Sparse):
     tensor([-1.,  0., -1.,  0., -1.,  0.])
     """
 
+    # The values carry the derivatives already.
+    _unread = (*Sparse._unread, "residual", "plan")
+
     def __init__(
         self,
         residual: Callable[..., Tree],

@@ -169,7 +169,7 @@ class DiagonalFisher(Diagonal):
             As `SampledFisher`.
         """
         known = likelihood_of(likelihood)
-        function, point, _ = as_function(model, y)
+        function, point = as_function(model, y)
         check_chunk_size(chunk_size)
         targets = drawn_targets(function, known, point, inputs, samples, generator, chunk_size)
 
@@ -249,7 +249,7 @@ def _accumulated(
 ) -> DiagonalFisher:
     """``sum_n c_n sum_k (J_n^T s_nk)^2 / P``, few gradients at a time."""
     known = likelihood_of(likelihood)
-    function, point, _ = as_function(model, y)
+    function, point = as_function(model, y)
     space = Space.of(point, "y")
     check_chunk_size(chunk_size)
     value = checked_damping(damping, space)

@@ -178,7 +178,7 @@ class EmpiricalFisher(LowRankPlusDiagonal):
                 [0.0000, 2.5000]])
         """
         likelihood = likelihood_of(likelihood)
-        function, point, _ = as_function(model, y)
+        function, point = as_function(model, y)
         space = Space.of(point, "y")
         check_chunk_size(chunk_size)
         scale = scale_of_rows(weights, batch_size(inputs, "inputs"), space, root_weights)

@@ -83,7 +83,8 @@ class Fisher(ModelCurvature):
     Scale: this is the matrix of one sample, the mean over the batch. The gradient of a mean loss
     over B samples has the second moment ``F / B`` where its mean is zero: scale such gradients by
     ``B^(1/2)`` before their outer products are taken for F. For cost and memory see
-    `ModelCurvature`. Differentiable with respect to y, floating inputs, weights and damping.
+    `ModelCurvature`. Differentiable with respect to y, floating inputs, weights, the variance of
+    a `Gaussian`, and damping.
     Source: Amari (1998, doi:10.1162/089976698300017746, section 2); Martens (2014,
     arXiv:1412.1193, section 9).
 
@@ -97,7 +98,7 @@ class Fisher(ModelCurvature):
             [0.2500, 0.5000]])
     """
 
-    _parameters: ClassVar[tuple[str, ...]] = ("y", "inputs", "weights", "damping")
+    _parameters: ClassVar[tuple[str, ...]] = ("y", "inputs", "weights", "likelihood", "damping")
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Fisher(ModelCurvature):
         damping: Scalar = 0.0,
     ) -> None:
         self.likelihood, self.weights = likelihood_of(likelihood), weights
-        function, point, _ = as_function(model, y)
+        function, point = as_function(model, y)
         space = Space.of(point, "y")
         checked_damping(damping, space)
         check_chunk_size(chunk_size)
@@ -201,7 +202,7 @@ class SampledFisher(EmpiricalFisher):
         damping: Scalar = 0.0,
     ) -> None:
         likelihood = likelihood_of(likelihood)
-        function, point, _ = as_function(model, y)
+        function, point = as_function(model, y)
         space = Space.of(point, "y")
         check_chunk_size(chunk_size)
         checked_damping(damping, space)

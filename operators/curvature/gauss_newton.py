@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,16 @@ from operators.curvature.module import as_function
 from operators.curvature.output_hessian import HalfSquare, output_hessian
 from operators.linear_operator import Scalar
 from operators.space import Space, Tree
+
+
+@dataclass(frozen=True)
+class _Unpacking:
+    """``f(u, args)`` of ``residual(u, *args)``; equal for one residual."""
+
+    residual: Callable[..., Tree]
+
+    def __call__(self, u: Tree, args: tuple[Any, ...]) -> Tree:
+        return self.residual(u, *args)
 
 
 class GaussNewton(ModelCurvature):
@@ -71,7 +82,7 @@ class GaussNewton(ModelCurvature):
     Notes
     -----
     ``A v = J^T (H (J v))``. For cost and memory see `ModelCurvature`. Differentiable with respect
-    to y, floating inputs and targets, and damping. Source: Schraudolph (2002, doi:10.1162/
+    to y, floating inputs and targets, the weights of a loss of torch.nn, and damping. Source: Schraudolph (2002, doi:10.1162/
     08997660260028683, section 3); Martens (2014, arXiv:1412.1193, section 8).
 
     Examples
@@ -84,7 +95,7 @@ class GaussNewton(ModelCurvature):
             [2., 4.]])
     """
 
-    _parameters: ClassVar[tuple[str, ...]] = ("y", "inputs", "targets", "damping")
+    _parameters: ClassVar[tuple[str, ...]] = ("y", "inputs", "targets", "loss", "damping")
 
     def __init__(
         self,
@@ -99,7 +110,7 @@ class GaussNewton(ModelCurvature):
         convex: bool = True,
     ) -> None:
         self.loss, self.targets = output_hessian(loss), targets
-        function, point, _ = as_function(model, y)
+        function, point = as_function(model, y)
         checked_damping(damping, Space.of(point, "y"))
         check_chunk_size(chunk_size)
         batch_size(inputs, "inputs")
@@ -154,7 +165,7 @@ class GaussNewton(ModelCurvature):
         operator.loss, operator.targets = HalfSquare(), None
         ModelCurvature.__init__(
             operator,
-            lambda u, args: residual(u, *args),
+            _Unpacking(residual),
             u,
             args,
             damping=damping,

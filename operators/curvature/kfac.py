@@ -90,6 +90,7 @@ class KFAC(LinearOperator):
     """
 
     _parameters = ("factors", "damping")
+    _unread = (*LinearOperator._unread, "_layout")
 
     def __init__(
         self,

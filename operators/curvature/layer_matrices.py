@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from operators.claims import rounding
 from operators.curvature.kronecker_factors import Factors, parameter_names
 from operators.space import Space
 from operators.tracing import readable
@@ -134,7 +135,7 @@ def _check_factors(name: str, pair: Factors, space: Space, moments: bool) -> Non
             continue
         size = factor.detach().abs().max()
         skew = (factor - factor.mT).detach().abs().max()
-        if not bool(skew <= 100 * torch.finfo(factor.dtype).eps * size):  # NaN lands here too
+        if not bool(skew <= rounding(factor.dtype) * size):  # NaN lands here too
             raise ValueError(
                 f"{what} is not symmetric, or not finite: max |{which}| = {float(size):.3g}, "
                 f"max |{which} - {which}^T| = {float(skew):.3g}"

@@ -14,10 +14,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from operators.linear_operator import Scalar
+from operators.tracing import readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +195,7 @@ class Gaussian(_Entrywise):
     Parameters
     ----------
     variance
-        ``> 0``.
+        ``> 0``; a scalar tensor is a variable of the operators that hold it.
 
     Raises
     ------
@@ -199,14 +203,15 @@ class Gaussian(_Entrywise):
         The variance is not positive.
     """
 
-    variance: float = 1.0
+    variance: Scalar = 1.0
 
     def __post_init__(self) -> None:
-        if not self.variance > 0:
+        known = not isinstance(self.variance, Tensor) or readable(self.variance)
+        if known and not self.variance > 0:
             raise ValueError(f"variance={self.variance}; expected > 0")
 
     def _information(self, f: Tensor) -> Tensor:
-        return torch.full_like(f, 1 / self.variance)
+        return torch.ones_like(f) / self.variance
 
     def sample(self, f: Tensor, generator: torch.Generator) -> Tensor:
         """Targets ``(M, C)``."""
@@ -215,6 +220,20 @@ class Gaussian(_Entrywise):
 
     def _score(self, f: Tensor, targets: Tensor) -> Tensor:
         return (f - targets) / self.variance
+
+
+pytree.register_pytree_node(
+    Gaussian,
+    lambda gaussian: ([gaussian.variance], gaussian.over_entries),
+    lambda leaves, over_entries: _gaussian(next(iter(leaves)), over_entries),
+)
+
+
+def _gaussian(variance: Any, over_entries: bool) -> Gaussian:
+    # A tree may hold anything in the place of a leaf.
+    gaussian = object.__new__(Gaussian)
+    gaussian.__dict__.update(variance=variance, over_entries=over_entries)
+    return gaussian
 
 
 def likelihood_of(spec: str | nn.Module | Likelihood) -> Likelihood:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from operators.curvature.empirical_fisher import EmpiricalFisher
 from operators.linear_operator import LinearOperator, Scalar
 from operators.space import Space, Tree
 from operators.structure import Structure
-from operators.tracing import readable
+from operators.tracing import plainly, readable, tracked
 
 # The m x m matrix is factorised in float64: its conditioning is that of the damped Fisher matrix.
 WIDE = torch.float64
@@ -64,7 +65,8 @@ class MFACInverse(LinearOperator):
     _parameters = ("rows", "damping")
     _transient = ("_factor",)
 
-    _factor: Tensor | None = None
+    # Versions of rows and damping, and the Cholesky factor for these.
+    _factor: tuple[tuple[int, ...], Tensor] | None = None
 
     def __init__(
         self,
@@ -93,16 +95,17 @@ class MFACInverse(LinearOperator):
             raise ValueError(f"gram has shape {tuple(gram.shape)}; expected ({count}, {count})")
         super().__init__(space, space, Structure(positive_definite=True))
         self.rows, self.damping, self.divisor = rows, value, divisor
-        factor, failed = torch.linalg.cholesky_ex(self._small(gram))
+        moving = any(tracked(tensor) for tensor in (rows, value, gram) if tensor is not None)
+        with nullcontext() if moving else plainly():
+            factor, failed = torch.linalg.cholesky_ex(self._small(gram))
+        if not moving:
+            self._factor = self._versions(), factor
         if readable(failed) and int(failed):
             raise ValueError(
                 f"the {count} x {count} system of the gradients is not positive definite: rows are "
                 f"not finite, or damping={float(value):.3g} is too small for them in {rows.dtype}; "
                 "raise it"
             )
-        # A factor with a graph would serve one backward pass only.
-        if not factor.requires_grad:
-            self._factor = factor
 
     def _small(self, gram: Tensor | None = None) -> Tensor:
         """``K = s l I + G G^T``."""
@@ -111,7 +114,17 @@ class MFACInverse(LinearOperator):
         return gram.to(WIDE) + self.divisor * self.damping.to(WIDE) * eye
 
     def _cholesky(self) -> Tensor:
-        return torch.linalg.cholesky(self._small()) if self._factor is None else self._factor
+        """Cholesky factor of K; kept where it is numbers and nothing else."""
+        if tracked(self.rows) or tracked(self.damping):
+            return torch.linalg.cholesky(self._small())
+        if self._factor is None or self._factor[0] != self._versions():
+            with plainly():
+                self._factor = self._versions(), torch.linalg.cholesky(self._small())
+        return self._factor[1]
+
+    def _versions(self) -> tuple[int, ...]:
+        both = (self.rows, self.damping)
+        return tuple(0 if t.is_inference() else t._version for t in both)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._matmat(v[:, None])[:, 0]

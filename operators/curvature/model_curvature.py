@@ -51,9 +51,7 @@ class ModelCurvature(LinearOperator):
     -----
     Without chunks the model is run once, at the first product, and the sweeps through it are kept
     as those of `Linearization` are: a product is one sweep forward and one back, about the cost of
-    a gradient. They are recorded anew after y or the inputs (or a module's buffers) have changed
-    in place, and for every product through which autograd goes on to them; what else a function
-    closes over must not change. With chunks nothing is kept: memory is that of one chunk, a product
+    a gradient. They are recorded anew where `Hessian` does so. With chunks nothing is kept: memory is that of one chunk, a product
     costs about two gradients. The columns of a block go through the model together, up to 64.
     """
 
@@ -72,7 +70,7 @@ class ModelCurvature(LinearOperator):
         positive_semidefinite: bool,
         claims: tuple[str, ...] = (),
     ) -> None:
-        self.model, self.y, self._closed_over = as_function(model, y)
+        self.model, self.y = as_function(model, y)
         space = Space.of(self.y, "y")
         self.damping = checked_damping(damping, space)
         check_chunk_size(chunk_size)
@@ -113,7 +111,7 @@ class ModelCurvature(LinearOperator):
 
         self._kept = self._kept or Kept()
         leaves = pytree.tree_leaves((self.y, self.inputs))
-        sweeps: tuple[Tree, Any, Any] = self._kept.get([*leaves, *self._closed_over], record)
+        sweeps: tuple[Tree, Any, Any] = self._kept.get(leaves, record, self.model)
         return sweeps
 
     def _products(self) -> Iterator[Callable[[Tree], Tree]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from operators.space import Tree
+from operators.tracing import memory
 
 
 def functional(module: nn.Module) -> tuple[FunctionalModule, dict[str, Tensor]]:
@@ -102,9 +104,27 @@ class FunctionalModule:
         state = {**self.state, **y}
         return torch.func.functional_call(self.module, state, inputs, options, strict=True)
 
-    def __tensors__(self) -> list[Tensor]:
+    def __tensors__(self) -> list[Any]:
         """What it uses besides its arguments; never the module's own, which carry gradients."""
-        return list(self.state.values())
+        unregistered = [
+            value
+            for part in self.module.modules()
+            for name, value in (*vars(part).items(), ("forward", type(part).forward))
+            if not name.startswith("_")
+        ]
+        return [*self.state.values(), *unregistered]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is of the same module, with the same tensors in memory."""
+        return isinstance(other, FunctionalModule) and (
+            self.module is other.module and self._places() == other._places()
+        )
+
+    def __hash__(self) -> int:
+        return id(self.module)
+
+    def _places(self) -> dict[str, int]:
+        return {name: memory(value) for name, value in self.state.items()}
 
     def __repr__(self) -> str:
         return f"functional({type(self.module).__name__})"
@@ -127,8 +147,8 @@ def _fault(part: nn.Module) -> str:
 
 def as_function(
     model: nn.Module | Callable[[Tree, Tree], Tree], y: Tree | None
-) -> tuple[Callable[[Tree, Tree], Tree], Tree, list[Tensor]]:
-    """``(f(y, inputs), y, tensors that f closes over)`` of a module or a function.
+) -> tuple[Callable[[Tree, Tree], Tree], Tree]:
+    """``(f(y, inputs), y)`` of a module or a function.
 
     A tuple of inputs is handed to a module as its positional arguments, to a function as it is.
 
@@ -147,7 +167,7 @@ def as_function(
             )
         y = parameters if y is None else y
     if isinstance(model, FunctionalModule):
-        return _Spread(model), y, list(model.state.values())
+        return _Spread(model), y
     if not callable(model):
         raise TypeError(
             f"model is a {type(model).__name__}; expected a torch.nn.Module or a function "
@@ -155,14 +175,14 @@ def as_function(
         )
     if y is None:
         raise TypeError("y is None; it stands for a module's parameters, and model is a function")
-    return model, y, []
+    return model, y
 
 
+@dataclass(frozen=True)
 class _Spread:
     """``f(y, inputs)`` of a functional module: a tuple of inputs is its positional arguments."""
 
-    def __init__(self, model: FunctionalModule) -> None:
-        self.model = model
+    model: FunctionalModule
 
     def __call__(self, y: Tree, inputs: Tree) -> Tree:
         return self.model(y, *inputs) if isinstance(inputs, tuple) else self.model(y, inputs)

@@ -11,9 +11,10 @@ losses that follow, a sample (or position) of weight c contributes c times
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import singledispatch
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import partial, singledispatch
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,9 @@ class OutputHessian(ABC):
     """``H u`` for the Hessian H of a loss in the outputs of a model, chunk by chunk of a batch.
 
     `shares` says once what each sample brings, the loss's normaliser over the whole batch
-    included, so that a mean is right for chunks of any size.
+    included, so that a mean is right for chunks of any size. Two that are made of the same loss are
+    equal; the weights inside a loss of torch.nn are leaves of a pytree, so that an operator that
+    holds one is differentiable with respect to them.
     """
 
     @abstractmethod
@@ -81,6 +84,7 @@ class OutputHessian(ABC):
         return True
 
 
+@dataclass(frozen=True)
 class HalfSquare(OutputHessian):
     """``L = |z|^2 / 2``, whose Hessian is the identity."""
 
@@ -96,6 +100,7 @@ class HalfSquare(OutputHessian):
         """Any outputs will do."""
 
 
+@dataclass(frozen=True)
 class Differentiated(OutputHessian):
     """``H u = d/dz <grad L(z), u>`` for any twice differentiable loss.
 
@@ -106,9 +111,7 @@ class Differentiated(OutputHessian):
         ``reduction`` says so.
     """
 
-    def __init__(self, loss: Callable[[Tree, Tree], Tensor]) -> None:
-        self.loss = loss
-        self.sums = getattr(loss, "reduction", "mean") == "sum"
+    loss: Callable[[Tree, Tree], Tensor]
 
     def shares(self, targets: Tree, dtype: torch.dtype) -> Tree:
         """The targets."""
@@ -118,7 +121,8 @@ class Differentiated(OutputHessian):
         """One sweep back through the gradient of the loss."""
         gradient = torch.func.grad(lambda z: self.loss(z, share))
         curved = torch.func.vjp(gradient, outputs)[1](tangent)[0]
-        return curved if self.sums else pytree.tree_map(lambda part: fraction * part, curved)
+        sums = getattr(self.loss, "reduction", "mean") == "sum"
+        return curved if sums else pytree.tree_map(lambda part: fraction * part, curved)
 
     def check(self, outputs: Tree, targets: Tree) -> None:
         """The loss is a scalar."""
@@ -134,12 +138,21 @@ class Differentiated(OutputHessian):
         return False
 
 
+@dataclass(frozen=True, eq=False)
 class _ClosedForm(OutputHessian):
     """Sum over samples of a weight times the Fisher information of a likelihood."""
 
-    def __init__(self, loss: Any, likelihood: Likelihood) -> None:
-        self.loss, self.likelihood = loss, likelihood
-        self.sums = loss.reduction == "sum"
+    likelihood: ClassVar[Likelihood]
+    name: ClassVar[str]
+
+    sums: bool
+    weight: Tensor | None
+
+    @classmethod
+    def of(cls, loss: Any) -> Self:
+        """With the settings of a loss of torch.nn."""
+        settings = {field.name: getattr(loss, field.name, None) for field in fields(cls)}
+        return cls(**{**settings, "sums": loss.reduction == "sum"})
 
     def product(self, outputs: Tree, tangent: Tree, share: Tree, fraction: float) -> Tree:
         return share * fisher_product(self.likelihood, outputs, tangent)
@@ -148,8 +161,8 @@ class _ClosedForm(OutputHessian):
         for what, value in (("the model's output", outputs), ("targets", targets)):
             if not isinstance(value, Tensor):
                 raise TypeError(
-                    f"{what} is a {type(value).__name__}; expected a tensor for "
-                    f"{type(self.loss).__name__}, or a loss of one's own"
+                    f"{what} is a {type(value).__name__}; expected a tensor for {self.name}, or a "
+                    "loss of one's own"
                 )
         # A copy of axis 0 is what torch would make of (N, 1) and (N,): wrong in silence.
         if targets.is_floating_point() and targets.shape != outputs.shape:
@@ -164,13 +177,19 @@ class _ClosedForm(OutputHessian):
         return readable(share) and bool((share >= 0).all())
 
 
+@dataclass(frozen=True, eq=False)
 class _CrossEntropy(_ClosedForm):
     """``-(sum_n c_n)^-1 sum_n w_{t_n} log softmax(z_n)_{t_n}`` with torch's settings."""
 
+    likelihood, name = Categorical(), "CrossEntropyLoss"
+
+    ignore_index: int
+    label_smoothing: float
+
     def shares(self, targets: Tree, dtype: torch.dtype) -> Tree:
         """Weights ``(N, 1)`` or ``(N, 1, ...)``, which broadcast over the classes."""
-        smoothing = self.loss.label_smoothing
-        of_class = None if self.loss.weight is None else self.loss.weight.to(dtype)
+        smoothing = self.label_smoothing
+        of_class = None if self.weight is None else self.weight.to(dtype)
         if targets.is_floating_point():
             # Probabilities q: -sum_c w_c q_c log p_c has the Hessian (sum_c w_c q_c) (D - p p^T).
             classes = targets.shape[1]
@@ -179,7 +198,7 @@ class _CrossEntropy(_ClosedForm):
                 q = q * of_class.reshape(-1, *(1,) * (q.ndim - 2))
             c = q.sum(1, keepdim=True)
             return c if self.sums else c / (targets.numel() / classes)
-        counts = targets != self.loss.ignore_index
+        counts = targets != self.ignore_index
         c, normaliser = counts.to(dtype), counts.sum()
         if of_class is not None:
             of_target = of_class[torch.where(counts, targets, 0)] * c
@@ -205,7 +224,7 @@ class _CrossEntropy(_ClosedForm):
                 f"targets has shape {tuple(targets.shape)}; expected {tuple(expected)} for outputs "
                 f"of shape {tuple(outputs.shape)}"
             )
-        ignored = self.loss.ignore_index
+        ignored = self.ignore_index
         wrong = (targets != ignored) & ((targets < 0) | (targets >= outputs.shape[1]))
         if readable(wrong) and bool(wrong.any()):
             raise ValueError(
@@ -214,12 +233,17 @@ class _CrossEntropy(_ClosedForm):
             )
 
 
+@dataclass(frozen=True, eq=False)
 class _Logistic(_ClosedForm):
     """``-mean w (a t log p + (1 - t) log(1 - p))`` with torch's settings."""
 
+    likelihood, name = Bernoulli(), "BCEWithLogitsLoss"
+
+    pos_weight: Tensor | None
+
     def shares(self, targets: Tree, dtype: torch.dtype) -> Tree:
         """Weights, as the targets are."""
-        weight, a = self.loss.weight, self.loss.pos_weight
+        weight, a = self.weight, self.pos_weight
         t = targets.to(dtype)
         c = torch.ones_like(t) if a is None else a.to(dtype) * t + (1 - t)
         c = c if weight is None else c * weight.to(dtype)
@@ -231,14 +255,41 @@ class _Logistic(_ClosedForm):
             raise TypeError(f"targets is {targets.dtype}; expected {outputs.dtype}")
 
 
+@dataclass(frozen=True, eq=False)
 class _Squared(_Logistic):
     """``mean (z - t)^2``: the mean is over all entries, so that H is ``2 / (N C) I``."""
+
+    likelihood, name = Gaussian(), "MSELoss"
 
     def shares(self, targets: Tree, dtype: torch.dtype) -> Tree:
         """Weights, as the targets are."""
         scale = 2.0 if self.sums else 2.0 / targets.numel()
         return torch.full_like(targets, scale, dtype=dtype)
 
+
+def _flatten(form: _ClosedForm) -> tuple[list[Any], tuple[Any, ...]]:
+    """Weights are leaves; the settings beside them stay as they are."""
+    settings = {field.name: getattr(form, field.name) for field in fields(form)}
+    weights = [name for name in settings if name.endswith("weight")]
+    return [settings.pop(name) for name in weights], (tuple(weights), tuple(settings.items()))
+
+
+def _unflatten(
+    cls: type[_ClosedForm], leaves: Iterable[Any], context: tuple[Any, ...]
+) -> _ClosedForm:
+    weights, settings = context
+    return cls(**dict(settings), **dict(zip(weights, leaves, strict=True)))
+
+
+# A subclass of a loss may compute something else.
+CLOSED_FORMS: dict[type[nn.Module], type[_ClosedForm]] = {
+    nn.CrossEntropyLoss: _CrossEntropy,
+    nn.BCEWithLogitsLoss: _Logistic,
+    nn.MSELoss: _Squared,
+}
+
+for _cls in CLOSED_FORMS.values():
+    pytree.register_pytree_node(_cls, _flatten, partial(_unflatten, _cls))
 
 NAMED: dict[str, type[nn.Module]] = {
     "cross-entropy": nn.CrossEntropyLoss,
@@ -270,11 +321,5 @@ def output_hessian(loss: str | Callable[[Tree, Tree], Tensor]) -> OutputHessian:
         raise ValueError(
             f"loss is a {type(loss).__name__} with reduction='none'; expected 'mean' or 'sum'"
         )
-    # A subclass may compute something else.
-    if type(loss) is nn.CrossEntropyLoss:
-        return _CrossEntropy(loss, Categorical())
-    if type(loss) is nn.BCEWithLogitsLoss:
-        return _Logistic(loss, Bernoulli())
-    if type(loss) is nn.MSELoss:
-        return _Squared(loss, Gaussian())
-    return Differentiated(loss)
+    closed_form = CLOSED_FORMS.get(type(loss))
+    return Differentiated(loss) if closed_form is None else closed_form.of(loss)

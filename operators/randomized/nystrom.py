@@ -66,7 +66,8 @@ class Nystrom(LowRankPlusDiagonal):
     Attributes
     ----------
     error_estimate
-        Estimate of ``|A - A_k|`` (spectral norm) from below, or None.
+        Estimate of ``|A - A_k|`` (spectral norm) from below; None where none was made, and of a
+        copy with other tensors.
     sketch
         As given.
 
@@ -111,6 +112,10 @@ class Nystrom(LowRankPlusDiagonal):
     >>> (approximation.inverse() @ torch.tensor([9.0, 3.0, 1.0])).round(decimals=3)
     tensor([2., 2., 2.])
     """
+
+    # It is of the A that was sketched, and so of no copy with other tensors.
+    _transient = ("error_estimate",)
+    error_estimate: float | None = None
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from operators.claims import rounding
 from operators.elementary import Dense
 from operators.linear_operator import LinearOperator
 from operators.tracing import readable
@@ -44,8 +45,8 @@ class Projection:
     def eigenpairs(self) -> tuple[Tensor, Tensor]:
         """Orthonormal rows and their eigenvalues, descending."""
         test, image = self.test.to(WIDE), self.image.to(WIDE)
-        rounding = torch.finfo(self.A.dtype).eps * image.norm()
-        root, shift = _inverse_root(test.T @ image, rounding, self.A)
+        eps = torch.finfo(self.A.dtype).eps * image.norm()
+        root, shift = _inverse_root(test.T @ image, eps, self.A)
         # A + shift I is what is approximated; the shift is taken off the eigenvalues again.
         rows, eigenvalues = _left_eigenpairs((image + shift * test) @ root)
         return rows, (eigenvalues - shift).clamp_min(0)
@@ -170,21 +171,22 @@ class PivotedCholesky:
             )
 
 
-def _inverse_root(core: Tensor, rounding: Tensor, A: LinearOperator) -> tuple[Tensor, Tensor]:
+def _inverse_root(core: Tensor, eps: Tensor, A: LinearOperator) -> tuple[Tensor, Tensor]:
     """W with ``W W^T = (C + s I)^-1``, and s, the shift of the order of rounding."""
     if readable(core) and not bool(torch.isfinite(core).all()):
         raise ValueError(f"a product with {A!r} is not finite")
     eigenvalues, vectors = torch.linalg.eigh((core + core.T) / 2)
     smallest = eigenvalues[0]
-    # Products carry more than one rounding each; a hundred is beyond what they accumulate.
-    if readable(smallest) and bool(smallest < -100 * rounding):
+    # Products carry more than one rounding each.
+    allowed = rounding(A.dtype) / torch.finfo(A.dtype).eps * eps
+    if readable(smallest) and bool(smallest < -allowed):
         raise ValueError(
             f"{A!r} is not positive semidefinite: <v, A v> = {float(smallest):.3g} for a unit "
             "vector v of the sketch; expected a positive semidefinite operator (a Gauss-Newton or "
             "Fisher matrix instead of a Hessian, or A + damping * Identity)"
         )
     # The least normal number keeps the root of a zero operator finite.
-    floor = rounding.clamp_min(torch.finfo(WIDE).tiny)
+    floor = eps.clamp_min(torch.finfo(WIDE).tiny)
     shift = floor + 2 * (-smallest).clamp_min(0)
     # Not the symmetric root: rotated back, the column of a tiny eigenvalue would spill its rounding
     # errors, enlarged by the inverse root, over all the others.

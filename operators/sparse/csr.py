@@ -6,7 +6,6 @@ Everything here is plain int64 tensors, made outside of whatever torch.func or a
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
 from functools import wraps
 from itertools import pairwise
 from typing import Any, ParamSpec, TypeVar
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
+from operators.tracing import plainly
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -24,14 +25,6 @@ Shape = tuple[int, int]
 
 # Pairs of nonzeros that a symbolic product sorts at once.
 GROUP = 1 << 20
-
-
-def plainly() -> AbstractContextManager[object]:
-    """No transform, no graph: what is kept outlives the mode under which it was first asked for."""
-    stack = ExitStack()
-    for mode in (torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad()):
-        stack.enter_context(mode)
-    return stack
 
 
 def plain(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from operators.sparse import csr
 from operators.sparse.pattern import Pattern
-from operators.tracing import readable
+from operators.tracing import plainly, readable
 
 Layout = Literal["csr", "coo", "csc"]
 
@@ -80,7 +80,7 @@ def from_torch(tensor: Tensor) -> tuple[Tensor, Pattern]:
                 "tensor is dense and mapped over by vmap, so its nonzeros may differ from item to "
                 "item; give Sparse(values, pattern)"
             )
-        with csr.plainly():
+        with plainly():
             rows, columns = csr.unwrapped(tensor).nonzero(as_tuple=True)
         pattern, _ = Pattern.of(rows, columns, (m, n))
         return tensor.reshape(-1).index_select(0, pattern.rows * n + pattern.columns), pattern

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from operators.algebra import transposes
-from operators.claims import FalseClaimError
+from operators.claims import FalseClaimError, rounding
 from operators.cost import Cost
 from operators.elementary import Diagonal
 from operators.linear_operator import LinearOperator, Scalar, sign_of
 from operators.space import Space
-from operators.sparse.csr import plainly
 from operators.sparse.formats import Layout, collected, from_scipy, from_torch, to_scipy, to_torch
 from operators.sparse.pattern import Pattern
 from operators.sparse.product import multiply
 from operators.structure import Structure
-from operators.tracing import readable, tracked
+from operators.tracing import plainly, readable, tracked
 
 
 class Claims(TypedDict, total=False):
@@ -84,6 +83,7 @@ class Sparse(LinearOperator):
 
     _parameters = ("values",)
     _transient = ("_reordered", "_factors")
+    _unread = (*LinearOperator._unread, "pattern")
 
     # Version of the values, and their copy in the order of the transpose.
     _reordered: tuple[int, Tensor] | None = None
@@ -220,7 +220,7 @@ class Sparse(LinearOperator):
         largest = (values - values.index_select(0, order)).abs().max()
         scale = values.abs().max()
         # NaN passes: a solver that meets it says what it is.
-        if bool(largest > 100 * torch.finfo(values.dtype).eps * scale):
+        if bool(largest > rounding(values.dtype) * scale):
             raise FalseClaimError(
                 f"{self!r} is claimed symmetric, but max |A - A^T| = {float(largest):.3g} with "
                 f"max |A| = {float(scale):.3g}; drop the claim or repair the matrix"

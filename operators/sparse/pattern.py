@@ -13,6 +13,7 @@ from torch import Tensor
 
 from operators.sparse import csr
 from operators.sparse.csr import Shape
+from operators.tracing import plainly
 
 
 class SymbolicProduct(NamedTuple):
@@ -76,7 +77,7 @@ class Pattern:
             raise ValueError(
                 f"columns is on {columns.device}, but row_pointers on {pointers.device}"
             )
-        with csr.plainly():
+        with plainly():
             ends = int(pointers[0]), int(pointers[-1])
             if ends != (0, len(columns)) or bool((pointers.diff() < 0).any()):
                 raise ValueError(
@@ -157,7 +158,7 @@ class Pattern:
             raise ValueError(f"rows is on {rows.device}, but columns on {columns.device}")
         if m * n >= 2**63:
             raise ValueError(f"shape={shape} has more places than an int64 counts")
-        with csr.plainly():
+        with plainly():
             rows, columns = csr.unwrapped(rows).long(), csr.unwrapped(columns).long()
             _check_range(rows, m, "rows")
             _check_range(columns, n, "columns")
@@ -167,7 +168,7 @@ class Pattern:
     @classmethod
     def eye(cls, n: int, device: torch.device | str = "cpu") -> Pattern:
         """Pattern of the ``(n, n)`` identity."""
-        with csr.plainly():
+        with plainly():
             steps = torch.arange(n + 1, device=device)
             return cls._sorted(steps[:-1], steps[:-1], steps, (n, n))
 
@@ -205,7 +206,7 @@ class Pattern:
 
     def to(self, device: torch.device | str) -> Pattern:
         """The same pattern on another device; itself where it is there already."""
-        with csr.plainly():
+        with plainly():
             columns = self.columns.to(device)
             if columns is self.columns:
                 return self
@@ -224,7 +225,7 @@ class Pattern:
 
     def _triangular(self) -> tuple[bool, bool]:
         if self._triangles is None:
-            with csr.plainly():
+            with plainly():
                 lower = bool((self.rows >= self.columns).all())
                 self._triangles = lower, bool((self.rows <= self.columns).all())
         return self._triangles
@@ -240,7 +241,7 @@ class Pattern:
     def diagonal_positions(self) -> Tensor:
         """Which of the nonzeros are on the diagonal; the row of each is ``rows[positions]``."""
         if self._diagonal_positions is None:
-            with csr.plainly():
+            with plainly():
                 self._diagonal_positions = (self.rows == self.columns).nonzero()[:, 0]
         return self._diagonal_positions
 
@@ -263,7 +264,7 @@ class Pattern:
         """Sixteen bytes that no two patterns share in practice (BLAKE2); computed once."""
         if self._digest is None:
             state = hashlib.blake2b(repr(self.shape).encode(), digest_size=16)
-            with csr.plainly():
+            with plainly():
                 for part in (self.columns, self.row_pointers):
                     state.update(part.cpu().contiguous().numpy().data)
             self._digest = state.digest()
@@ -300,7 +301,7 @@ class Pattern:
         (m, n), columns = self.shape, self.columns
         below, pointers, order = csr.transposed(self.rows, columns, self.shape)
         if self._symmetric is None:
-            with csr.plainly():
+            with plainly():
                 same = m == n and torch.equal(pointers, self.row_pointers)
                 self._symmetric = same and torch.equal(below, columns)
         if not self._symmetric and self._origin() is None:
@@ -318,7 +319,7 @@ class Pattern:
         if self._narrow is None:
             fits = max(self.nnz, *self.shape) < 2**31
             dtype = torch.int32 if fits else torch.int64
-            with csr.plainly():
+            with plainly():
                 self._narrow = self.row_pointers.to(dtype), self.columns.to(dtype)
         return self._narrow
 
@@ -350,11 +351,11 @@ class Pattern:
         return union or self, ours, theirs
 
     def _unite(self, other: Pattern) -> tuple[Pattern | None, Tensor, Tensor]:
-        with csr.plainly():
+        with plainly():
             rows = torch.cat([self.rows, other.rows])
             columns = torch.cat([self.columns, other.columns])
         union, where = Pattern.of(rows, columns, self.shape)
-        with csr.plainly():
+        with plainly():
             ours, theirs = where[: self.nnz].clone(), where[self.nnz :].clone()
         return None if union.nnz == self.nnz else union, ours, theirs
 

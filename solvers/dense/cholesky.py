@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.dense.matrix import finite_dense
+from solvers.dense.matrix import finite_dense, first_failure
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
+from solvers.members import batch_of, block_of
 from solvers.solution import NotPositiveDefiniteError, StructureError
 
 
@@ -18,6 +19,7 @@ class DenseCholesky(LinearSolver):
     """``A = L L^T`` of a symmetric positive definite operator, formed as a dense matrix.
 
     Costs n products with A, ``n^3 / 3`` flops and ``n^2`` numbers once; ``2 n^2`` flops a solve.
+    A batch is factorised in one call.
 
     Examples
     --------
@@ -27,6 +29,11 @@ class DenseCholesky(LinearSolver):
     tensor([1., 1.])
     """
 
+    @property
+    def columnwise(self) -> bool:
+        """True."""
+        return True
+
     def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Factorise.
 
@@ -35,7 +42,7 @@ class DenseCholesky(LinearSolver):
         StructureError
             A is not known to be symmetric.
         NotPositiveDefiniteError
-            A leading minor is not positive; its order is named.
+            A leading minor is not positive; its order is named, and the member of a batch.
         """
         return _PreparedCholesky(self, A)
 
@@ -50,12 +57,14 @@ class _PreparedCholesky(PreparedSolver):
             )
         matrix = finite_dense(A, "DenseCholesky")
         # Only one triangle enters the factorisation, so average the two halves of rounding error.
-        self.factor, failed = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
-        if int(failed):
+        self.factor, codes = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2)
+        if failure := first_failure(A, codes):
+            name, order = failure
             raise NotPositiveDefiniteError(
-                f"{A!r} is not positive definite: the leading minor of order {int(failed)} is not "
+                f"{name} is not positive definite: the leading minor of order {order} is not "
                 "positive; add damping, or use DenseLU"
             )
 
     def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
-        return torch.cholesky_solve(block, self.factor), Progress()
+        x = torch.cholesky_solve(batch_of(self.A, block), self.factor)
+        return block_of(self.A, x), Progress()

@@ -1,4 +1,4 @@
-"""The matrix of an operator, looked at before it is factorised."""
+"""The matrix of an operator, looked at before it is factorised, and which of a batch failed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.members import matrices_of
+from solvers.members import Members, matrices_of
 
 
 def finite_dense(A: LinearOperator, solver: str) -> Tensor:
@@ -14,10 +14,38 @@ def finite_dense(A: LinearOperator, solver: str) -> Tensor:
 
     Raises
     ------
+    TypeError
+        torch does not factorise its dtype.
     ValueError
         It holds NaN or infinite entries.
     """
+    if A.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{solver}: {A!r} is {A.dtype}, which torch does not factorise; expected float32 or "
+            "float64"
+        )
     matrix = matrices_of(A)
-    if not bool(torch.isfinite(matrix).all()):
-        raise ValueError(f"{solver}: the matrix of {A!r} holds NaN or infinite entries")
+    finite = torch.isfinite(matrix)
+    if not bool(finite.all()):
+        which = first_failure(A, (~finite).flatten(-2).any(-1))
+        assert which is not None
+        raise ValueError(f"{solver}: the matrix of {which[0]} holds NaN or infinite entries")
     return matrix
+
+
+def first_failure(A: LinearOperator, codes: Tensor) -> tuple[str, int] | None:
+    """What to call the first of a batch whose code is not zero, and the code; None for none.
+
+    Parameters
+    ----------
+    A
+        An operator, or `Members`.
+    codes
+        ``()``, or ``(B,)`` of the members, as the factorisations of torch return them.
+    """
+    failed = codes.reshape(-1).nonzero()
+    if not len(failed):
+        return None
+    index = int(failed[0])
+    name = f"member {index} (from 0) of {A!r}" if isinstance(A, Members) else repr(A)
+    return name, int(codes.reshape(-1)[index])

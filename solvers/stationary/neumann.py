@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.iterative import IterativeSolver
+from solvers.iterative import IterativeSolver, applied
 from solvers.linear_solver import PreparedSolver, Progress
+from solvers.stationary.step_size import SteppedSolver, StepSize
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neumann(IterativeSolver):
+class Neumann(IterativeSolver, SteppedSolver):
     """Truncated Neumann series of an operator whose eigenvalues lie in ``(0, 2 / alpha)``.
 
     With K = `maxiter` products the result is ``alpha sum_{j=0..K} (I - alpha A)^j b``, whose
@@ -26,12 +26,25 @@ class Neumann(IterativeSolver):
     Parameters
     ----------
     step_size
-        ``alpha``. None estimates ``alpha = 1 / L`` by `power_iterations` products at
-        `prepare`: a power iteration bounds L from below, so it is divided by 0.9.
-    power_iterations
-        Products for that estimate; the start vector is drawn from a fixed seed.
+        ``alpha``. None estimates it at `prepare`, for each member of a batch by itself: ``1 / L``
+        of a symmetric A, of another one a step for which ``I - alpha A`` contracts (see
+        `solvers.stationary.spectrum`).
+    estimation_steps
+        Products for that estimate; the vector they start from is drawn from a fixed seed.
+    smallest_eigenvalue
+        ``mu > 0``, where it is known: a lower bound of the eigenvalues of A, or of
+        ``(A + A^T) / 2`` where A is not symmetric (the damping, of a Hessian that is positive
+        semidefinite). `Info.reason` then states the bound of the truncation error.
     maxiter, stop_at_maxiter, rtol, atol, strict
         As for `IterativeSolver`.
+
+    Notes
+    -----
+    Each iteration is one product with A and ``4 n`` flops; 3 vectors a column are held. Of an A
+    that is not symmetric, with ``alpha A^T A <= (A + A^T) / 2``, the error is at most
+    ``(1 - alpha mu)^((K+1)/2)``. Where mu is not given, it is estimated along with L: a Ritz value
+    that has converged is taken for mu, as `Info.reason` says; one that has not is at least as large
+    as mu, and bounds the error of the worst b from below.
 
     Examples
     --------
@@ -43,15 +56,20 @@ class Neumann(IterativeSolver):
     (tensor([1.0000, 1.7500], dtype=torch.float64), False)
     """
 
-    step_size: float | None = None
-    power_iterations: int = 20
+    smallest_eigenvalue: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"Neumann: step_size={self.step_size}; expected a positive number")
-        if self.power_iterations < 1:
-            raise ValueError(f"Neumann: power_iterations={self.power_iterations}; expected >= 1")
+        mu = self.smallest_eigenvalue
+        if mu is not None and not 0 < mu < float("inf"):
+            raise ValueError(
+                f"Neumann: smallest_eigenvalue={mu}; expected a positive number, or None"
+            )
+
+    @property
+    def columnwise(self) -> bool:
+        """True."""
+        return True
 
     def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Bind to A, and estimate the step size where none is given."""
@@ -63,53 +81,69 @@ class _PreparedNeumann(PreparedSolver):
 
     def __init__(self, solver: Neumann, A: LinearOperator) -> None:
         super().__init__(solver, A)
-        if solver.step_size is None:
-            largest = spectral_radius(A, solver.power_iterations)
-            if not math.isfinite(largest):
-                raise ValueError(f"Neumann: products with {A!r} are not finite; check its inputs")
-            self.step_size = 0.9 / largest if largest > 0 else 1.0
-        else:
-            self.step_size = solver.step_size
+        self.step = StepSize.of(A, solver)
 
     def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
-        alpha, limit = self.step_size, self.solver.limit(block.shape[0])
-        progress = Progress()
-        x, term = torch.zeros_like(block), block  # term_j = (I - alpha A)^j b = b - A x_j
+        return self._summed(self.A, block, targets)
+
+    def _solve_transpose(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        # |I - alpha A^T| = |I - alpha A|, and the eigenvalues are the same: so is the step.
+        return self._summed(self.A.T, block, targets)
+
+    def _summed(self, A: LinearOperator, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        alpha, limit = self.step.columns(block), self.solver.limit(block.shape[0])
+        progress = Progress(detail=self.step.source)
+        # term_j = (I - alpha A)^j b = b - A x_j; a column that stops keeps its sum and its term.
+        x, term = torch.zeros_like(block), block
+        active = torch.ones_like(targets, dtype=torch.bool)
         while True:
             # x_{j+1} = x_j + alpha term_j, and the new residual is the next term.
-            x = x + alpha * term
+            x = torch.where(active, x + alpha * term, x)
             size = torch.linalg.vector_norm(term, dim=0)
-            if bool((size <= targets).all()):
-                break
-            if not bool((size <= 10.0).all()):  # NaN lands here too
+            grown = active & ~(size <= 10.0)  # NaN lands here too
+            if bool(grown.any()):
                 progress.status = "diverged"
-                progress.detail = (
-                    f"the terms grow: step_size {alpha:.3g} exceeds 2 / L, "
-                    "or A is not positive definite"
-                    if bool(torch.isfinite(size).all())
-                    else "a product with A is not finite"
-                )
+                progress.detail = self._why(bool(torch.isfinite(size[grown]).all()))
+            active = active & (size > targets) & ~grown
+            if not bool(active.any()):
                 break
             if progress.iterations >= limit:
-                progress.status = "maxiter"
+                if progress.status == "converged":
+                    progress.status = "maxiter"
                 break
-            term = term - alpha * self.A._matmat(term)
+            term = torch.where(active, term - alpha * applied(A, term), term)
             progress.iterations += 1
             progress.products += block.shape[1]
+        if progress.status != "diverged":
+            progress.detail += self._bound(progress.iterations)
         return x, progress
 
+    def _why(self, finite: bool) -> str:
+        if not finite:
+            return "a product with A is not finite"
+        if self.step.doubt:
+            return f"the terms grow, as they do at any step size: {self.step.doubt}"
+        return (
+            f"the terms grow: {self.step.source} exceeds 2 / L, or A is not positive definite; "
+            "take a smaller one, or another solver"
+        )
 
-def spectral_radius(A: LinearOperator, iterations: int, seed: int = 0) -> float:
-    """Lower estimate of ``max |lambda|`` of a symmetric operator by power iteration.
-
-    Costs `iterations` products. The start vector comes from `seed`.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(A.shape[1], generator=generator, dtype=A.dtype).to(A.device)
-    size = 0.0
-    for _ in range(iterations):
-        v = A._matvec(v / torch.linalg.vector_norm(v))
-        size = float(torch.linalg.vector_norm(v))
-        if size == 0.0:
-            break
-    return size
+    def _bound(self, products: int) -> str:
+        """What is known beforehand of the truncation error, in words."""
+        alpha, given, ends = self.step.values, self.solver.smallest_eigenvalue, self.step.ends
+        if given is not None:
+            mu, known = torch.full_like(alpha, given), True
+        elif ends is not None and bool((ends.smallest > 0).all()):
+            # A Ritz value is no lower bound; one that has converged is as good as one.
+            mu, known = ends.smallest, bool((ends.slack <= 0.01 * ends.smallest).all())
+        else:
+            return ""
+        power = 1.0 if self.A.symmetric else 0.5
+        factor = float(((1 - alpha * mu).clamp_min(0) ** power).max())
+        size, least = f"{factor ** (products + 1):.2g}", f"{float(mu.min()):.3g}"
+        if not known:
+            return f"; an eigenvalue <= {least}: |error| >= {size} |x| for the worst b"
+        text = f"; |error| <= {size} |x| for eigenvalues >= {least}"
+        if given is None:
+            return text + " as estimated"
+        return text if self.solver.step_size is None else text + ", if step_size <= 1 / L"

@@ -291,6 +291,65 @@ CASES["Permutation"] = Case(
     lambda p: p["A"].roll(1, 0),
 )
 
+# --- convolutions ---------------------------------------------------------------------------------
+
+
+def differences(m: int, n: int) -> Tensor:
+    """``i - j`` at ``(i, j)``."""
+    return torch.arange(m)[:, None] - torch.arange(n)
+
+
+def toeplitz(column: Tensor, row: Tensor) -> Tensor:
+    m, n = column.shape[0], row.shape[0]
+    return torch.cat([row[1:].flip(0), column])[differences(m, n) + n - 1]
+
+
+def circulant(column: Tensor) -> Tensor:
+    n = column.shape[0]
+    return column[differences(n, n) % n]
+
+
+CASES["Circulant, symmetric, plus I, transposed"] = Case(
+    lambda n, r: {"c": r(n), "a": r()},
+    lambda p: (
+        (
+            ops.Circulant(p["c"] + p["c"].flip(0).roll(1), symmetric=True)
+            + 2.0 * ops.Circulant(p["c"])
+            + p["a"] * ops.Identity(p["c"].shape[0])
+        ).T
+    ),
+    lambda p: circulant(p["c"]) + 3 * circulant(p["c"]).T + p["a"] * eye(p["c"], p["c"].shape[0]),
+)
+CASES["inverse of Circulant"] = Case(
+    lambda n, r: {"c": r(n) / (2 * n) + torch.eye(n, dtype=r.dtype)[0]},
+    lambda p: ops.Circulant(p["c"]).inverse(),
+    lambda p: torch.linalg.inv(circulant(p["c"])),
+)
+CASES["Toeplitz"] = Case(
+    lambda n, r: {"c": r(n), "r": r(n + 2)},
+    lambda p: ops.Toeplitz(p["c"], p["r"]),
+    lambda p: toeplitz(p["c"], p["r"]),
+)
+CASES["Toeplitz, symmetric"] = Case(
+    lambda n, r: {"c": r(n)}, lambda p: ops.Toeplitz(p["c"]), lambda p: toeplitz(p["c"], p["c"])
+)
+CASES["Toeplitz, sum, transposed"] = Case(
+    lambda n, r: {"c": r(n), "r": r(n), "s": r(n), "a": r()},
+    lambda p: (
+        (
+            p["a"] * ops.Toeplitz(p["c"], p["r"])
+            + ops.Toeplitz(p["s"])
+            - p["a"] * ops.Identity(p["c"].shape[0])
+        ).T
+    ),
+    lambda p: (
+        (
+            p["a"] * (toeplitz(p["c"], p["r"]) - eye(p["c"], p["c"].shape[0]))
+            + toeplitz(p["s"], p["s"])
+        ).T
+    ),
+)
+
 # --- sparse ---------------------------------------------------------------------------------------
 
 

@@ -691,3 +691,33 @@ def test_triangular_claims_beyond_the_small(row):
         ops.FunctionOperator(lambda v: far @ v, torch.zeros(20), lower_triangular=True) @ (
             torch.ones(20)
         )
+
+
+class TestLowPrecision:
+    """A hundred eps of bfloat16 is 0.78: no half of the digits may pass as rounding."""
+
+    dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+    @dtypes
+    @pytest.mark.parametrize("claim", ["symmetric", "lower_triangular", "upper_triangular"])
+    def test_false(self, dtype, claim):
+        matrix = torch.tensor([[1.0, 0.7], [0.0, 1.0]], dtype=dtype)
+        matrix = matrix.T if claim == "upper_triangular" else matrix
+        with pytest.raises(FalseClaimError, match=f"matrix is claimed {claim.split('_')[0]}"):
+            Dense(matrix, **{claim: True})
+        if claim == "symmetric":
+            full = torch.tensor([[1.0, 0.7], [0.3, 1.0]], dtype=dtype)
+            with pytest.raises(FalseClaimError, match=r"\|A - A\^T\| = 0\.[34]"):
+                ops.Sparse(full, symmetric=True)
+            space = ops.Space.of({"weight": torch.zeros(2, 2, dtype=dtype)})
+            with pytest.raises(ValueError, match="S of layer '' is not symmetric"):
+                ops.KFAC({"": (full, torch.eye(2, dtype=dtype))}, space)
+
+    @dtypes
+    @pytest.mark.parametrize("seed", range(3))
+    def test_true_up_to_rounding(self, dtype, seed):
+        """``Q D Q^T`` multiplied from the left is symmetric up to roundings of the dtype."""
+        Q = torch.linalg.qr(sampled(40, 40, seed=seed)).Q.to(dtype)
+        d = torch.arange(1.0, 41.0).to(dtype)
+        Dense((Q * d) @ Q.T, symmetric=True)
+        Dense((Q @ Q.T).tril(), lower_triangular=True)

@@ -766,6 +766,45 @@ def test_a_closed_over_tensor_changed_in_place(build):
     torch.testing.assert_close(A @ v, expected)
 
 
+class Weighted:
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def loss(self, y: Tensor) -> Tensor:
+        return (self.x * y**2).sum() / 2
+
+
+class TestAttributesBoundAnew:
+    def test_is_seen(self):
+        weighted, v = Weighted(torch.ones(3)), torch.full((3,), 12.0)
+        H = Hessian(weighted.loss, torch.ones(3))
+        assert torch.equal(H @ v, v)
+        weighted.x = torch.full((3,), 5.0)
+        assert torch.equal(H @ v, 5 * v)
+
+    def test_inside_a_transform(self):
+        weighted, v = Weighted(torch.ones(3)), torch.full((3,), 12.0)
+        H = Hessian(weighted.loss, torch.ones(3))
+        H @ v
+
+        def total(x):
+            weighted.x = x
+            return (H @ v).sum()
+
+        assert torch.equal(torch.func.grad(total)(torch.ones(3)), v)
+
+
+def test_globals_are_watched():
+    scope = {"__name__": "__main__", "x": torch.ones(3)}
+    exec("def loss(y): return (x * y**2).sum() / 2", scope)
+    H, v = Hessian(scope["loss"], torch.ones(3)), torch.ones(3)
+    assert torch.equal(H @ v, v)
+    scope["x"].mul_(2)
+    assert torch.equal(H @ v, 2 * v)
+    scope["x"] = torch.full((3,), 3.0)
+    assert torch.equal(H @ v, 3 * v)
+
+
 def test_numbers_that_a_loss_closes_over_are_watched():
     settings, y = {"lam": 1.0}, torch.ones(3)
     A = Hessian(lambda y: settings["lam"] * (y**2).sum(), y)

@@ -88,6 +88,27 @@ def loss_matrix(y: Tensor, x: Tensor) -> Tensor:
     return torch.diag(x**2 * y**2 + 1) + torch.outer(ones, ones)
 
 
+INPUTS, LABELS = sampled(5, 2, seed=4), torch.tensor([0, 1, 1, 0, 1])
+
+
+def linear_model(y: Tensor, x: Tensor) -> Tensor:
+    return x @ y.reshape(2, 2)
+
+
+def of_outputs(H: Tensor) -> Tensor:
+    """``sum_n J_n^T H_n J_n`` of `linear_model`."""
+    eye = torch.eye(2, dtype=F64)
+    return sum(
+        torch.kron(torch.outer(x, x), eye @ h) for x, h in zip(INPUTS, H, strict=True)
+    ) + torch.eye(N, dtype=F64)
+
+
+def weighted_entropy_matrix(w: Tensor) -> Tensor:
+    p = torch.softmax(linear_model(POINT, INPUTS), 1)
+    c = w[LABELS] / w[LABELS].sum()
+    return of_outputs(c[:, None, None] * (torch.diag_embed(p) - p[:, :, None] * p[:, None]))
+
+
 FAMILIES = {
     "Dense": Family(SQUARE, Dense, lambda M: M, LU),
     "Dense definite, Cholesky": Family(
@@ -130,6 +151,27 @@ FAMILIES = {
         lambda d: ops.FunctionOperator(lambda v, d: d * v + v.roll(1) / 5, torch.zeros_like(d), d),
         lambda d: torch.diag(d) + torch.eye(N, dtype=F64).roll(1, 0) / 5,
         LU,
+    ),
+    "GaussNewton by the weights of the loss": Family(
+        torch.tensor([1.0, 3.0], dtype=F64),
+        lambda w: ops.GaussNewton(
+            linear_model,
+            torch.nn.CrossEntropyLoss(weight=w),
+            POINT,
+            INPUTS,
+            LABELS,
+            damping=1.0,
+        ),
+        weighted_entropy_matrix,
+        LU,
+    ),
+    "Fisher by the variance": Family(
+        torch.tensor(0.7, dtype=F64),
+        lambda s: ops.Fisher(
+            linear_model, ops.Gaussian(variance=s), POINT, INPUTS, damping=1.0
+        ),
+        lambda s: of_outputs((torch.eye(2, dtype=F64) / (5 * s)).expand(5, 2, 2)),
+        CHOLESKY,
     ),
     "Linearization": Family(
         OTHER,
@@ -553,6 +595,23 @@ def two_deep(c: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda y: 2 * inner(y) / 2
 
 
+class Slotted:
+    __slots__ = ("c",)
+
+    def __init__(self, c: Tensor) -> None:
+        self.c = c
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return hidden(y, self.c)
+
+
+def scripted(source: str, **scope: Any) -> Callable[..., Tensor]:
+    """The function ``loss`` of a script, whose globals are `scope` and what it defines."""
+    scope = {"__name__": "__main__", "torch": torch, **scope}
+    exec(source, scope)
+    return scope["loss"]
+
+
 WAYS_TO_HIDE: dict[str, Callable[[Tensor], LinearOperator]] = {
     "closure": lambda c: Hessian(lambda y: hidden(y, c), POINT),
     "closure over a closure": lambda c: Hessian(two_deep(c), POINT),
@@ -591,6 +650,18 @@ WAYS_TO_HIDE: dict[str, Callable[[Tensor], LinearOperator]] = {
     "BatchMean": lambda c: ops.BatchMean(
         lambda chunk, y: Hessian(lambda y, chunk: chunk.mean() * hidden(y, c), y, chunk),
         torch.ones(3, dtype=F64), POINT, chunk_size=2,
+    ),
+    "global": lambda c: Hessian(scripted("def loss(y): return (c * y**3).sum()", c=c), POINT),
+    "global of a helper": lambda c: Hessian(
+        scripted("def loss(y): return f(y)\ndef f(y): return (c * y**3).sum()", c=c), POINT
+    ),
+    "slots": lambda c: Hessian(Slotted(c), POINT),
+    "loss of GaussNewton": lambda c: ops.GaussNewton(
+        lambda y, x: x * y, lambda o, t: (c * (o - t) ** 2).mean(), POINT,
+        torch.ones(3, N, dtype=F64), torch.zeros(3, N, dtype=F64),
+    ),
+    "model of Fisher": lambda c: ops.Fisher(
+        lambda y, x: c * x * y, "gaussian", POINT, torch.ones(3, N, dtype=F64)
     ),
     "inside a sum": lambda c: Hessian(lambda y: hidden(y, c), POINT) + 0.0 * Identity(N),
     "inside an Inverse": lambda c: Inverse(
@@ -706,6 +777,123 @@ class TestModulesByFunctionalCall:
         y = dict(self.module.named_parameters())
         A = Hessian(self.loss(self.module), y, torch.tensor(0.5, dtype=F64))
         close(A @ (Inverse(A, CHOLESKY) @ sampled(2)), sampled(2))
+
+
+    @pytest.mark.parametrize("where", ["closure", "global"])
+    def test_parameters_that_were_moved_on(self, where):
+        """What the module holds requires gradients, but is not what the loss is evaluated at."""
+        y = {"weight": self.module.weight.detach() + 1.0}
+        loss = self.loss(self.module)
+        if where == "global":
+            source = """def loss(y, penalty):
+            output = torch.func.functional_call(module, y, (data,))
+            return output.square().mean() + penalty * y["weight"].square().sum()"""
+            loss = scripted(source, module=self.module, data=self.data)
+        x = Inverse(Hessian(loss, y, torch.tensor(0.5, dtype=F64)), CHOLESKY) @ sampled(2)
+        matrix = 2 * self.data.T @ self.data / 6 + torch.eye(2, dtype=F64)
+        close(x, torch.linalg.solve(matrix, sampled(2)))
+
+    def test_a_second_module_that_fits_may_be_called_as_it_is(self):
+        teacher = torch.nn.Linear(2, 1, bias=False, dtype=F64)
+
+        def loss(y):
+            output = torch.func.functional_call(self.module, y, (self.data,))
+            return ((output - teacher(self.data)) ** 4).mean()
+
+        y = {"weight": self.module.weight.detach() + 1.0}
+        with pytest.raises(ValueError, match=r"closes over a tensor of shape \(1, 2\)"):
+            Inverse(Hessian(loss, y), LU) @ sampled(2)
+        teacher.requires_grad_(False)
+        self.module.requires_grad_(False)
+        A = Hessian(loss, y)
+        close(A @ (Inverse(A, LU) @ sampled(2)), sampled(2))
+
+
+class TestWhatIsNoVariable:
+    """Nothing is refused that could not have a derivative."""
+
+    def test_a_global_that_the_loss_does_not_name(self):
+        source = "def loss(y): return (y**4).sum()"
+        x = POINT.clone().requires_grad_()
+        inverse = Inverse(Hessian(scripted(source, x=x), POINT), LU)
+        close(inverse @ POINT, POINT / (12 * POINT**2))
+
+    def test_what_a_transform_left_behind(self):
+        held = []
+
+        def loss(y):
+            held.append(2 * y)
+            return (y**4).sum()
+
+        grad(loss)(POINT)
+        inverse = Inverse(Hessian(loss, POINT), LU)
+        close(inverse @ POINT.clone().requires_grad_(), POINT / (12 * POINT**2))
+
+    def test_what_the_solver_holds(self):
+        class Holding(Counted):
+            held = POINT.clone().requires_grad_()
+
+        inverse = Inverse(Hessian(lambda y: (y**4).sum(), POINT), Holding())
+        close(inverse @ POINT.clone().requires_grad_(), POINT / (12 * POINT**2))
+
+    def test_values_that_carry_the_derivative(self):
+        """Of a sparse derivative: the function is not evaluated again."""
+        u, b = POINT, sampled(N, seed=7)
+
+        def ours(x):
+            return (Inverse(ops.SparseJacobian(lambda u: x * u**3 + u, u), LU) @ b).sum()
+
+        x = OTHER.clone().requires_grad_()
+        ours(x).backward()
+        expected = grad(lambda x: (b / (3 * x * u**2 + 1)).sum())(OTHER)
+        close(x.grad, expected)
+
+
+class TestBoundAnew:
+    """The factor is of what the names in the function were bound to."""
+
+    def check(self, loss: Any, rebind: Callable[[], None]) -> None:
+        inverse = Inverse(Hessian(loss, POINT), LU)
+        close(inverse @ POINT, POINT / (12 * POINT**2))
+        rebind()
+        close(inverse @ POINT, POINT / (60 * POINT**2))
+        close(
+            grad(lambda b: (inverse @ b).sum())(POINT),
+            1 / (60 * POINT**2),
+        )
+
+    def test_a_number_in_a_closure(self):
+        x = 1.0
+
+        def rebind():
+            nonlocal x
+            x = 5.0
+
+        self.check(lambda y: (x * y**4).sum(), rebind)
+
+    @pytest.mark.parametrize("value", [1.0, torch.tensor(1.0, dtype=F64)], ids=["number", "tensor"])
+    def test_a_global(self, value):
+        loss = scripted("def loss(y): return (x * y**4).sum()", x=value)
+        self.check(loss, lambda: loss.__globals__.update(x=5 * value))
+
+    def test_an_attribute(self):
+        penalty = Penalty(torch.tensor(1.0, dtype=F64))
+        penalty.loss = lambda y: (penalty.c * y**4).sum()
+        self.check(penalty.loss, lambda: setattr(penalty, "c", torch.tensor(5.0, dtype=F64)))
+
+    def test_a_function_that_counts_keeps_its_factor(self):
+        solver, calls, count = Counted(), [], 0
+
+        def residual(u):
+            nonlocal count
+            count += 1
+            calls.append(count)
+            return u**3
+
+        inverse = Inverse(ops.Jacobian(residual, POINT), solver)
+        for _ in range(3):
+            close(inverse @ POINT, 1 / (3 * POINT))
+        assert len(solver.prepared) == 1
 
 
 def test_implicit_differentiation_by_hand():

@@ -374,6 +374,71 @@ def test_a_factor_can_be_differentiated():
         torch.testing.assert_close(slope, (A @ v).sum())
 
 
+class TestResultsAreOnesOwn:
+    """A result can be written into; that changes neither the argument nor another leaf of it."""
+
+    tree = staticmethod(lambda: {"a": torch.ones(2), "b": torch.ones(3)})
+
+    def test_what_a_function_hands_through(self):
+        J = ops.Jacobian(lambda y: {"a": y["a"], "s": 2 * y["b"]}, self.tree())
+        q = self.tree()
+        for A in (J, J.T, J.T @ J):
+            argument = q if A.domain.holds(q) else {"a": torch.ones(2), "s": torch.ones(3)}
+            for leaf in (A @ argument).values():
+                leaf.mul_(-1)
+            assert all(bool((leaf == 1).all()) for leaf in argument.values())
+
+    @pytest.mark.parametrize(
+        "A",
+        [
+            ops.Jacobian(lambda y: y, torch.zeros(3)),
+            ops.Linearization(lambda y: y, torch.zeros(3)),
+            ops.FunctionOperator(lambda v: v, torch.zeros(3)),
+            ops.FunctionOperator(lambda v: v, torch.zeros(3), rmatvec=lambda u: u).T,
+            ops.GaussNewton.from_residual(lambda u: u, torch.zeros(3)),
+        ],
+        ids=str,
+    )
+    def test_vectors_and_blocks(self, A):
+        for argument in (torch.ones(3), torch.ones(3, 2), torch.ones(3, 1)):
+            (A @ argument).mul_(-1)
+            assert bool((argument == 1).all())
+
+    def test_one_number_in_many_places(self):
+        H = ops.Hessian(lambda y: y.sum() ** 2, torch.zeros(3))
+        for argument in (torch.ones(3), torch.ones(3, 2)):
+            image = H @ argument
+            image[0].zero_()
+            assert bool((image[1:] == 6).all())
+        image = ops.Hessian(lambda y: y["a"].sum() ** 2, self.tree()) @ self.tree()
+        image["a"][0] = 0.0
+        assert image["a"].tolist() == [0.0, 4.0]
+
+    def test_leaves_that_overlap(self):
+        def function(y):
+            twice = 2 * y
+            return {"first": twice[:2], "last": twice[1:], "whole": twice}
+
+        image = ops.Jacobian(function, torch.ones(3).reshape(1, 3)[0]) @ torch.ones(3)
+        assert image.tolist() == [2.0] * 7
+        nested = ops.Jacobian(lambda y: function(y["a"]), {"a": torch.ones(3)})
+        image = nested @ {"a": torch.ones(3)}
+        image["first"].zero_()
+        image["last"].zero_()
+        assert image["whole"].tolist() == [2.0] * 3
+
+    def test_inside_a_transform(self):
+        J = ops.Jacobian(lambda y: {"a": y["a"], "s": 2 * y["b"]}, self.tree())
+
+        def total(x):
+            image = J @ {"a": x[:2], "b": x[2:]}
+            image["a"].mul_(-1)
+            return image["a"].sum() + x.sum()
+
+        assert torch.func.grad(total)(torch.ones(5)).tolist() == [0.0, 0.0, 1.0, 1.0, 1.0]
+        assert torch.func.vmap(total)(torch.ones(2, 5)).tolist() == [3.0, 3.0]
+
+
 class TestRefusals:
     def test_shapes_that_do_not_match(self):
         square, wide = ops.Dense(torch.zeros(5, 5)), ops.Dense(torch.zeros(3, 5))

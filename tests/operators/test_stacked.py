@@ -38,6 +38,15 @@ def tree(v: Tensor) -> dict[str, Tensor]:
     return {"a": v[:2], "b": v[2]}
 
 
+def spd(n: int, seed: int) -> Tensor:
+    M = sampled(n, n, seed=seed)
+    return M @ M.T + torch.eye(n, dtype=F64)
+
+
+def linear_model(w: Tensor, x: Tensor) -> Tensor:
+    return x @ w
+
+
 MEMBERS: dict[str, Callable[[int], LinearOperator]] = {
     "Dense": lambda s: Dense(sampled(3, 3, seed=s)),
     "Dense wide": lambda s: Dense(sampled(2, 3, seed=s)),
@@ -59,6 +68,21 @@ MEMBERS: dict[str, Callable[[int], LinearOperator]] = {
     ),
     "FunctionOperator": lambda s: ops.FunctionOperator(
         torch.mul, torch.zeros(3, dtype=F64), sampled(3, seed=s)
+    ),
+    "MFACInverse": lambda s: ops.MFACInverse(sampled(2, 3, seed=s), 0.5),
+    "LowRankUpdate": lambda s: ops.LowRankUpdate(
+        sampled(2, 3, seed=s), sampled(2, 3, seed=s + 50), 2.0
+    ),
+    "LBFGSInverse": lambda s: ops.LBFGSInverse(
+        sampled(2, 3, seed=s), sampled(2, 3, seed=s), 2.0
+    ),
+    "KFAC": lambda s: ops.KFAC(
+        {"": (spd(1, s), spd(3, s + 50))}, ops.Space.of({"weight": sampled(1, 3)}), 0.5
+    ),
+    "Saddle": lambda s: ops.Saddle(Dense(spd(2, s), symmetric=True), Dense(sampled(1, 2, seed=s))),
+    "EmpiricalFisher": lambda s: ops.EmpiricalFisher(sampled(2, 3, seed=s), 0.5),
+    "Nystrom": lambda s: ops.Nystrom(
+        Dense(spd(3, s), symmetric=True), 2, damping=0.5, power_iterations=0
     ),
     "Inverse": lambda s: ops.Inverse(
         Dense(sampled(3, 3, seed=s) + 4 * torch.eye(3)), solvers.DenseLU()
@@ -124,6 +148,13 @@ class TestAgainstTheBlockDiagonal:
         for index in (count, -count - 1):
             with pytest.raises(IndexError, match=f"index {index} for a stack of {count}"):
                 S[index]
+
+    def test_cost(self, name, count):
+        members = [MEMBERS[name](s) for s in range(count)]
+        S = Stacked(members)
+        assert S.cost == count * members[0].cost
+        assert str(S.cost) in str(S)
+        assert ops.Kronecker(S, Dense(sampled(2, 2))).shape == (2 * S.shape[0], 2 * S.shape[1])
 
     def test_facts_of_members(self, name, count):
         members, S, _ = self.build(name, count)
@@ -262,6 +293,73 @@ class TestSolves:
         B = sampled(3, 3, seed=9)
         expected = torch.linalg.solve(torch.stack([A.matrix for A in members]), B)
         close(inverse @ B, expected)
+
+
+class TestModelsAndTheirLosses:
+    """Members are alike where model and loss are the same, however often these were wrapped."""
+
+    x, t = sampled(5, 3), sampled(5, 2, seed=1)
+    labels = torch.tensor([0, 1, 1, 0, 1])
+
+    @pytest.mark.parametrize("loss", ["mse", "cross-entropy", "own"])
+    def test_gauss_newton(self, loss):
+        own = lambda o, t: ((o - t) ** 4).mean()  # noqa: E731
+        targets = self.labels if loss == "cross-entropy" else self.t
+        members = [
+            ops.GaussNewton(
+                linear_model,
+                own if loss == "own" else loss,
+                sampled(3, 2, seed=seed),
+                self.x,
+                targets,
+            )
+            for seed in (2, 3)
+        ]
+        close(ops.Stacked(members).to_dense(), torch.block_diag(*(A.to_dense() for A in members)))
+
+    def test_weights_of_the_loss(self):
+        members = [
+            ops.GaussNewton(
+                linear_model,
+                torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, c], dtype=torch.float64)),
+                sampled(3, 2, seed=2),
+                self.x,
+                self.labels,
+            )
+            for c in (1.0, 5.0)
+        ]
+        close(ops.Stacked(members).to_dense(), torch.block_diag(*(A.to_dense() for A in members)))
+
+    def test_modules_and_likelihoods(self):
+        net = torch.nn.Linear(3, 2).double()
+        for make in (
+            lambda c: ops.GaussNewton(net, "mse", None, self.x, self.t, damping=c),
+            lambda c: ops.Fisher(net, "categorical", None, self.x, damping=c),
+            lambda c: ops.Fisher(net, ops.Gaussian(variance=2.0), None, self.x, damping=c),
+        ):
+            members = [make(torch.tensor(c, dtype=torch.float64)) for c in (0.1, 0.2)]
+            S = ops.Stacked(members)
+            v = sampled(2, 8, seed=4)
+            image = S @ {"weight": v[:, :6].reshape(2, 2, 3), "bias": v[:, 6:]}
+            rows = torch.cat([image["weight"].reshape(2, 6), image["bias"]], 1)
+            close(rows, torch.stack([A @ v_b for A, v_b in zip(members, v, strict=True)]))
+
+    def test_residuals(self):
+        members = [ops.GaussNewton.from_residual(torch.sin, u) for u in sampled(2, 3)]
+        close(ops.Stacked(members).to_dense(), torch.block_diag(*(A.to_dense() for A in members)))
+
+    def test_other_settings_are_no_batch(self):
+        def member(loss):
+            return ops.GaussNewton(linear_model, loss, sampled(3, 2), self.x, self.labels)
+
+        losses = (torch.nn.CrossEntropyLoss(), torch.nn.CrossEntropyLoss(label_smoothing=0.1))
+        with pytest.raises(ValueError, match="differ in more than the values"):
+            ops.Stacked([member(loss) for loss in losses])
+        one, other = torch.nn.Linear(3, 2).double(), torch.nn.Linear(3, 2).double()
+        with pytest.raises(ValueError, match="differ in more than the values"):
+            ops.Stacked(
+                [ops.GaussNewton(net, "mse", None, self.x, self.t) for net in (one, other)]
+            )
 
 
 class TestRefusals:

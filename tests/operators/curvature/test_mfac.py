@@ -300,6 +300,44 @@ class TestInverse:
         close(gradients[0], expected)
         close(gradients[1], expected)
 
+    @pytest.mark.parametrize("when", ["without grad", "before they require grad", "in a transform"])
+    def test_what_was_built_without_a_graph_is_differentiated_all_the_same(self, when):
+        G, x = normal(3, 5), normal(5, seed=1)
+        rows, damping = G.clone(), torch.tensor(0.5, dtype=FLOAT64)
+        leaves = (rows, damping)
+        if when == "without grad":
+            for leaf in leaves:
+                leaf.requires_grad_()
+        if when == "in a transform":
+            held = []
+
+            def build(x):
+                held.append(MFACInverse(rows, damping))
+                return (held[0] @ x).sum()
+
+            torch.func.grad(build)(x)
+            inverse = held[0]
+        else:
+            with torch.no_grad():
+                inverse = MFACInverse(rows, damping)
+        for leaf in leaves:
+            leaf.requires_grad_()
+        gradients = torch.autograd.grad((inverse @ x).sum(), leaves)
+        expected = torch.func.grad(
+            lambda G, l: torch.linalg.solve(
+                l * torch.eye(5, dtype=FLOAT64) + G.T @ G / 3, x
+            ).sum(),
+            (0, 1),
+        )(G, torch.tensor(0.5, dtype=FLOAT64))
+        for actual, wanted in zip(gradients, expected, strict=True):
+            close(actual, wanted)
+
+    def test_changed_in_place(self):
+        rows, x = normal(3, 5), normal(5, seed=1)
+        inverse = MFACInverse(rows, 0.5)
+        rows.mul_(2)
+        close(inverse @ x, torch.linalg.solve(explicit(rows, 0.5), x))
+
     def test_vmap_over_windows_and_vectors(self):
         rows, v = normal(5, 3, 4), normal(5, 4, seed=1)
         damping = torch.linspace(0.1, 1.0, 5, dtype=FLOAT64)

@@ -119,3 +119,29 @@ def test_the_operator_is_not_changed_by_its_factorisation():
     before = matrix.clone()
     DenseLU().prepare(ops.Dense(matrix)).solve(sampled(4))
     assert torch.equal(matrix, before)
+
+
+def test_plain_operators_get_what_torch_returns():
+    """Bit for bit: one factorisation, one substitution, nothing in between."""
+    root, unit = sampled(6, 6), torch.eye(6, dtype=torch.float64)[:, 2]  # its norm is exactly one
+    spd = root @ root.T + torch.eye(6, dtype=torch.float64)
+    spd = (spd + spd.T) / 2
+    x = DenseCholesky().prepare(ops.Dense(spd, symmetric=True)).solve(unit).value
+    assert torch.equal(x, torch.cholesky_solve(unit[:, None], torch.linalg.cholesky(spd))[:, 0])
+    factor, (LU, pivots) = DenseLU().prepare(ops.Dense(root)), torch.linalg.lu_factor(root)
+    for solve, adjoint in ((factor.solve, False), (factor.solve_transpose, True)):
+        expected = torch.linalg.lu_solve(LU, pivots, unit[:, None], adjoint=adjoint)[:, 0]
+        assert torch.equal(solve(unit).value, expected)
+
+
+def test_transposed_solves_share_the_factor(monkeypatch):
+    factor = DenseLU().prepare(ops.Dense(sampled(4, 4)))
+    monkeypatch.delattr(torch.linalg, "lu_factor_ex")
+    factor.solve_transpose(sampled(4))
+
+
+@pytest.mark.parametrize("solver", [DenseLU(), DenseCholesky()])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_dtypes_that_torch_does_not_factorise(solver, dtype):
+    with pytest.raises(TypeError, match=rf"{dtype}, which torch does not factorise; expected fl"):
+        solver.prepare(ops.Dense(torch.eye(2, dtype=dtype), symmetric=True))

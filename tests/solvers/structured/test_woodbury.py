@@ -10,7 +10,16 @@ from torch import Tensor
 
 import operators as ops
 from operators import EmpiricalFisher, FisherStream, LowRankPlusDiagonal, Space
-from solvers import InverseRecursion, ShermanMorrison, SingularError, StructureError, Woodbury
+from solvers import (
+    CG,
+    DenseCholesky,
+    DenseLU,
+    InverseRecursion,
+    ShermanMorrison,
+    SingularError,
+    StructureError,
+    Woodbury,
+)
 
 PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 FLOAT64 = torch.float64
@@ -271,3 +280,79 @@ class TestInverseRecursion:
     def test_settings_out_of_range(self, settings, message):
         with pytest.raises(ValueError, match=message):
             InverseRecursion(2, **settings)
+
+
+def definite(n: int, seed: int = 0) -> Tensor:
+    root = sampled(n, n, seed=seed)
+    return root @ root.T / n + torch.eye(n, dtype=FLOAT64)
+
+
+class TestUpdatesOfOtherOperators:
+    """`Woodbury` of ``B + L^T R``."""
+
+    def check(self, solver: Woodbury, A: ops.LinearOperator, rtol: float = 1e-10) -> None:
+        prepared, matrix, block = solver.prepare(A), A.to_dense(), sampled(A.shape[0], 3, seed=9)
+        x, info = prepared.solve(block)
+        close(x, torch.linalg.solve(matrix, block), rtol)
+        assert info.converged
+        close(prepared.solve_transpose(block).value, torch.linalg.solve(matrix.T, block), rtol)
+
+    @PROPERTY
+    @given(st.integers(1, 8), st.integers(0, 6), st.floats(0.5, 3.0), st.integers(0, 99))
+    def test_low_rank_update(self, n, count, scale, seed):
+        left, right = sampled(count, n, seed=seed), sampled(count, n, seed=seed + 1)
+        A = ops.LowRankUpdate(left, right, scale)
+        assume(float(torch.linalg.cond(A.to_dense())) < 1e4)
+        self.check(Woodbury(), A)
+        self.check(Woodbury(), -2.0 * A)
+
+    def test_broyden(self):
+        """A quasi-Newton matrix, which is not symmetric."""
+        A = ops.LowRankUpdate(0.3 * sampled(4, 50), 0.3 * sampled(4, 50, seed=1), 1.5)
+        self.check(Woodbury(), A)
+
+    @pytest.mark.parametrize("swapped", [False, True])
+    @pytest.mark.parametrize("d", [0.0, 0.7, torch.linspace(1, 2, 6, dtype=FLOAT64)])
+    def test_a_definite_base(self, d, swapped):
+        B = ops.Dense(definite(6), positive_definite=True)
+        low = LowRankPlusDiagonal(sampled(2, 6), d)
+        A = low + B if swapped else B + low
+        self.check(Woodbury(), A)
+        assert Woodbury().prepare(A).definite
+
+    def test_any_base_and_any_weights(self):
+        weights = torch.tensor([1.0, -0.5], dtype=FLOAT64)
+        low = LowRankPlusDiagonal(0.5 * sampled(2, 6), 0.0, weights)
+        general = ops.Dense(2 * torch.eye(6, dtype=FLOAT64) + 0.3 * sampled(6, 6, seed=1))
+        self.check(Woodbury(), general + low)
+        self.check(Woodbury(), general + ops.LowRankUpdate(0.3 * sampled(2, 6), sampled(2, 6), 1.0))
+        # A multiple of I further out belongs to the base, too.
+        nested = (general + low) + 0.5 * ops.Identity(6)
+        self.check(Woodbury(), nested)
+
+    def test_the_solver_of_the_base(self):
+        d = torch.linspace(1, 2, 40, dtype=FLOAT64)
+        B = ops.Kronecker(ops.Dense(definite(5), positive_definite=True), ops.Diagonal(d[:8]))
+        A = B + LowRankPlusDiagonal(sampled(3, 40), 0.0)
+        prepared = Woodbury(base_solver=DenseCholesky()).prepare(A)
+        assert prepared.part.prepared.solver == DenseCholesky()
+        self.check(Woodbury(base_solver=DenseCholesky()), A)
+        # An iteration for the base: refined to more than its own tolerance.
+        info = Woodbury(rtol=1e-9, base_solver=CG()).prepare(A).solve(sampled(40)).info
+        assert info.converged
+        assert info.iterations > 0
+
+    def test_refusals(self):
+        singular = ops.Dense(torch.zeros(2, 2, dtype=FLOAT64), symmetric=True)
+        low = LowRankPlusDiagonal(torch.ones(1, 2, dtype=FLOAT64), 0.0)
+        with pytest.raises(SingularError):
+            Woodbury(base_solver=DenseLU()).prepare(singular + low)
+        with pytest.raises(SingularError, match="has zeros; add damping"):
+            Woodbury().prepare(ops.LowRankUpdate(torch.ones(1, 2), torch.ones(1, 2), 0.0))
+        with pytest.raises(StructureError, match="or a sum with one; got"):
+            Woodbury().prepare(singular + singular)
+        with pytest.raises(SingularError, match="1 x 1 system"):
+            Woodbury().prepare(
+                ops.Dense(torch.eye(2))
+                + LowRankPlusDiagonal(torch.tensor([[1.0, 0.0]]), 0.0, torch.tensor([-1.0]))
+            )

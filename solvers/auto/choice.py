@@ -1,0 +1,337 @@
+"""Which solvers suit an operator, and what they would cost: `plan_for`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+import operators as ops
+from operators import LinearOperator
+from solvers.auto import costs
+from solvers.auto.plan import Candidate, Plan, Request, ordered
+from solvers.dense.cholesky import DenseCholesky
+from solvers.dense.ldl import DenseLDL
+from solvers.dense.lu import DenseLU
+from solvers.dense.qr import QR
+from solvers.dense.svd import SVD
+from solvers.krylov.bicgstab import BiCGStab
+from solvers.krylov.cg import CG
+from solvers.krylov.gmres import GMRES
+from solvers.krylov.lsmr import LSMR
+from solvers.krylov.minres import MINRES
+from solvers.matrix import looked_up
+from solvers.preconditioners.amg import AMG
+from solvers.preconditioners.incomplete_lu import IncompleteLU
+from solvers.preconditioners.jacobi import Jacobi
+from solvers.sketched.precondition import SketchAndPrecondition
+from solvers.sparse import cholmod
+from solvers.sparse.analysis import Analysis, analyse
+from solvers.sparse.cholesky import SparseCholesky
+from solvers.sparse.lu import SparseLU
+from solvers.sparse.matrix import nonzeros_of
+from solvers.structured.block import BlockDiagonal
+from solvers.structured.circulant import Circulant
+from solvers.structured.diagonal import Diagonal
+from solvers.structured.kronecker import Kronecker
+from solvers.structured.permutation import Permutation
+from solvers.structured.saddle import Saddle
+from solvers.structured.toeplitz import Toeplitz
+from solvers.structured.triangular import Triangular
+from solvers.structured.woodbury import Woodbury
+
+
+def plan_for(A: LinearOperator, request: Request) -> Plan:
+    """The chain of solvers for A; see `solvers.auto.automatic.Auto`."""
+    A = looked_up(A)
+    m, n = A.shape
+    if m != n:
+        found = list(_least_squares(A, request))
+    else:
+        found = list(_structured(A, request))
+        certain = any(candidate.iteration is None for candidate in found)
+        sparse = nonzeros_of(A)
+        if sparse is not None and not _better_dense(sparse):
+            found += _sparse(sparse, request)
+        elif not certain or n <= 1000:
+            found += _dense(A, request)
+        found += _iterative(A, request)
+        found += _resorts(A, request)
+    return ordered(in_a_line(A), found, request)
+
+
+def in_a_line(A: LinearOperator) -> str:
+    """Class, shape, dtype, facts."""
+    dtype = str(A.dtype).removeprefix("torch.")
+    return "; ".join(part for part in (f"{A!r} {dtype}", str(A.structure), A._describe()) if part)
+
+
+# --- structures that have a solver of their own ----------------------------------------------------
+
+
+def _structured(A: LinearOperator, request: Request) -> Iterator[Candidate]:
+    n, t = A.shape[0], request.tolerances
+    vector = costs.VECTOR * n
+    if isinstance(A, ops.Diagonal):
+        yield Candidate(Diagonal(**t), "a diagonal is divided by", solve=vector)
+    if isinstance(A, ops.Permutation):
+        yield Candidate(Permutation(**t), "the inverse of a permutation is its transpose",
+                        solve=vector)  # fmt: skip
+    if (A.lower_triangular or A.upper_triangular) and isinstance(A, (ops.Dense, ops.Sparse)):
+        entries = A.nnz if isinstance(A, ops.Sparse) else n * n / 2
+        yield Candidate(Triangular(**t), "a triangle is solved by substitution",
+                        solve=costs.FACTOR_SOLVE * entries)  # fmt: skip
+    if isinstance(A, ops.Circulant):
+        yield Candidate(Circulant(**t), "Fourier vectors are its eigenvectors",
+                        solve=20 * vector)  # fmt: skip
+    elif isinstance(A, ops.Toeplitz):
+        yield Candidate(Toeplitz(**t), "Levinson's recursion for one Toeplitz matrix",
+                        setup=4e-9 * n * n, solve=60 * vector)  # fmt: skip
+    shifted = Kronecker.suits(A)
+    if shifted:
+        sizes = [factor.shape[0] for factor in shifted]
+        yield Candidate(Kronecker(**t), "each factor of a Kronecker product is solved with",
+                        setup=sum(costs.EIGEN * size**3 for size in sizes),
+                        solve=4e-11 * n * sum(sizes) + 10 * costs.ITERATION)  # fmt: skip
+    if isinstance(A, ops.BlockDiagonal):
+        plans = [plan_for(block, request) for block in A.blocks]
+        firsts = [plan.candidates[0] for plan in plans]
+        yield Candidate(BlockDiagonal(**t), "each block is solved with by itself",
+                        setup=sum(first.setup for first in firsts),
+                        solve=sum(first.solve + (100 * (first.iteration or 0)) for first in firsts),
+                        memory=sum(first.memory for first in firsts))  # fmt: skip
+    if isinstance(A, (ops.LowRankPlusDiagonal, ops.LowRankUpdate)):
+        yield from _woodbury(A, request)
+    if isinstance(A, ops.Saddle):
+        yield from _saddle(A, request)
+
+
+def _woodbury(
+    A: ops.LowRankPlusDiagonal | ops.LowRankUpdate, request: Request
+) -> Iterator[Candidate]:
+    n, t = A.shape[0], request.tolerances
+    if isinstance(A, ops.LowRankPlusDiagonal):
+        d = A.diagonal_values.detach()
+        if bool((d == 0).any()):
+            return
+        rank = A.rank
+    else:
+        rank = A.rank
+    yield Candidate(
+        Woodbury(**t),
+        f"rank {rank} plus what is easy to invert: a system of size {rank}",
+        setup=costs.CHOLESKY * (2 * rank * rank * n + rank**3 / 3) + 10 * costs.ITERATION,
+        solve=6 * costs.DENSE_PRODUCT * rank * n + 10 * costs.ITERATION,
+        memory=8.0 * rank * (n + rank),
+    )
+
+
+def _saddle(A: ops.Saddle, request: Request) -> Iterator[Candidate]:
+    m = A.G.shape[0]
+    first = plan_for(A.B, request).candidates[0]
+    one = first.solve + 100 * (first.iteration or 0.0)
+    yield Candidate(
+        Saddle(**request.tolerances),
+        f"its Schur complement of size {m} is formed by {m} solves with the upper block",
+        setup=first.setup + 0.5 * m * one + costs.CHOLESKY * m**3 / 3,
+        solve=2 * one + costs.DENSE_PRODUCT * m * m,
+        memory=first.memory + 8.0 * m * (A.G.shape[1] + m),
+    )
+
+
+# --- dense ------------------------------------------------------------------------------------------
+
+
+def _dense(A: LinearOperator, request: Request) -> Iterator[Candidate]:
+    n, t = A.shape[0], request.tolerances
+    formed, memory = _forming(A), 8.0 * n * n
+    what = "dense" if isinstance(A, ops.Dense) else "small enough to be formed"
+    solve = 2 * costs.DENSE_PRODUCT * n * n + costs.ITERATION
+    if A.symmetric:
+        claim = "positive definite" if A.positive_definite else "symmetric: definite if it factors"
+        yield Candidate(DenseCholesky(**t), f"{what}, {claim}",
+                        formed + costs.CHOLESKY * n**3 / 3 + 2 * costs.DENSE_PRODUCT * n * n, solve,
+                        2 * memory)  # fmt: skip
+    if A.symmetric and not A.positive_definite:
+        yield Candidate(DenseLDL(**t), f"{what}, symmetric: for an indefinite one",
+                        formed + costs.LDL * n**3 / 3, solve, 2 * memory)  # fmt: skip
+    yield Candidate(DenseLU(**t), f"{what}, any square matrix",
+                    formed + costs.LU * 2 * n**3 / 3, solve, 2 * memory)  # fmt: skip
+
+
+def _forming(A: LinearOperator) -> float:
+    """Seconds of `to_dense`."""
+    if isinstance(A, (ops.Dense, ops.Sparse, ops.Diagonal)):
+        return 0.0
+    # Products with a block are cheaper than as many single ones.
+    return 0.3 * A.shape[1] * product_seconds(A)
+
+
+# --- sparse -----------------------------------------------------------------------------------------
+
+
+def _better_dense(A: ops.Sparse) -> bool:
+    """Small, or hardly sparse."""
+    n = A.shape[0]
+    return n <= 150 or A.nnz > 0.25 * n * n
+
+
+def _sparse(A: ops.Sparse, request: Request) -> Iterator[Candidate]:
+    n, t = A.shape[0], request.tolerances
+    analysis = _analysis(A)
+    positive = A.symmetric and _positive_diagonal(A)
+    if positive and analysis is not None:
+        fill, flops = analysis.factor_nonzeros, analysis.flops
+        by = "CHOLMOD" if cholmod.available() else "SuperLU, CHOLMOD is not installed"
+        yield Candidate(
+            SparseCholesky(**t),
+            f"symmetric with a positive diagonal; analysed: {fill:,} nonzeros in L "
+            f"({fill / max(n, 1):.1f} a row), {flops:.2g} flop ({by})",
+            setup=costs.FACTOR_ENTRY * fill + costs.FACTOR_FLOP * flops,
+            solve=costs.FACTOR_SOLVE * fill,
+            memory=16.0 * fill,
+        )
+    if positive:
+        grid = _m_matrix(A)
+        if grid:
+            yield Candidate(
+                CG(preconditioner=AMG(), **t),
+                "symmetric, no positive entry beside its diagonal: multigrid",
+                setup=costs.AMG_SETUP * A.nnz,
+                solve=costs.AMG_ITERATIONS * costs.AMG_CYCLE * A.nnz,
+                memory=40.0 * A.nnz,
+            )
+    # Of an unsymmetric matrix the fill is guessed from that of its symmetric pattern.
+    if analysis is not None:
+        fill, flops = 2 * analysis.factor_nonzeros, 2 * analysis.flops
+        yield Candidate(
+            SparseLU(**t),
+            f"sparse, any square matrix; about {fill:,} nonzeros in L and U",
+            setup=costs.SUPERLU_ENTRY * fill + costs.SUPERLU_FLOP * flops,
+            solve=costs.FACTOR_SOLVE * fill,
+            memory=16.0 * fill,
+        )
+
+
+def _analysis(A: ops.Sparse) -> Analysis | None:
+    """Fill of a Cholesky factorisation of the pattern of ``A + A^T``; None where nobody tells."""
+    if not cholmod.available():
+        return None
+    pattern = A.pattern
+    if A.symmetric:
+        return analyse(A)
+    ones = ops.Sparse(torch.ones(pattern.nnz, dtype=A.dtype, device=A.device), pattern)
+    both = ones + ones.T
+    return analyse(ops.Sparse(both.values, both.pattern, symmetric=True))
+
+
+def _positive_diagonal(A: LinearOperator) -> bool:
+    d = A._exact_diagonal()
+    return d is not None and bool((d > 0).all())
+
+
+def _m_matrix(A: ops.Sparse) -> bool:
+    """Whether entries beside the diagonal are negative or small, and few a row: as of a Laplacian."""
+    values = A.values.detach()
+    beside = A.pattern.rows != A.pattern.columns
+    off = values[beside]
+    if not off.numel() or A.nnz > 60 * A.shape[0]:
+        return False
+    return bool(off.clamp_min(0).sum() <= 1e-2 * off.abs().sum())
+
+
+# --- iterations -------------------------------------------------------------------------------------
+
+
+def _iterative(A: LinearOperator, request: Request) -> Iterator[Candidate]:
+    n, t = A.shape[0], request.tolerances
+    step = product_seconds(A) + costs.ITERATION + 10 * costs.VECTOR * n
+    vectors = 8.0 * n
+    diagonal = A._exact_diagonal()
+    scaled = diagonal is not None and bool((diagonal != 0).all()) and _uneven(diagonal)
+    preconditioner = Jacobi() if scaled else None
+    if A.symmetric and (diagonal is None or bool((diagonal > 0).all())):
+        yield Candidate(CG(preconditioner=preconditioner, **t),
+                        "symmetric: short if its eigenvalues are clustered",
+                        memory=5 * vectors, iteration=step)  # fmt: skip
+    elif A.symmetric:
+        yield Candidate(MINRES(**t), "symmetric, indefinite", memory=8 * vectors,
+                        iteration=step)  # fmt: skip
+    else:
+        if isinstance(A, ops.Sparse) and diagonal is not None:
+            yield Candidate(BiCGStab(preconditioner=IncompleteLU(), **t),
+                            "sparse, not symmetric: incomplete factors",
+                            setup=1e-6 * A.nnz, memory=200.0 * A.nnz,
+                            iteration=2 * step + 1e-7 * A.nnz)  # fmt: skip
+        yield Candidate(GMRES(preconditioner=preconditioner, **t),
+                        "not symmetric: the smallest residual of a Krylov space",
+                        memory=35 * vectors, iteration=step + 60 * costs.VECTOR * n)  # fmt: skip
+
+
+def _uneven(diagonal: torch.Tensor) -> bool:
+    size = diagonal.detach().abs()
+    return bool(size.max() > 1.01 * size.min())
+
+
+def product_seconds(A: LinearOperator) -> float:
+    """Seconds of one product: known of matrices, measured of others."""
+    if isinstance(A, ops.Dense):
+        return costs.DENSE_PRODUCT * A.shape[0] * A.shape[1]
+    if isinstance(A, ops.Sparse):
+        return costs.SPARSE_PRODUCT * A.nnz
+    v = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
+    with torch.no_grad():
+        A._matvec(v)
+        taken = []
+        for _ in range(2):
+            start = time.perf_counter()
+            A._matvec(v)
+            taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _resorts(A: LinearOperator, request: Request) -> Iterator[Candidate]:
+    """For what the others fail to solve: indefinite, singular but consistent, hard."""
+    n, t = A.shape[0], request.tolerances
+    if A.symmetric:
+        yield Candidate(MINRES(**t), "symmetric, also indefinite or singular", memory=64.0 * n,
+                        resort=True)  # fmt: skip
+    else:
+        yield Candidate(GMRES(restart=min(n, 200) or 1, **t), "any square matrix, long restarts",
+                        memory=1600.0 * n, resort=True)  # fmt: skip
+    if n <= 20_000:
+        yield Candidate(DenseLU(**t), "any regular matrix", memory=16.0 * n * n, resort=True)
+    if n <= 3000:
+        yield Candidate(SVD(**t), "also a singular one, with the shortest of its solutions",
+                        memory=40.0 * n * n, resort=True)  # fmt: skip
+
+
+# --- least squares ----------------------------------------------------------------------------------
+
+
+def _least_squares(A: LinearOperator, request: Request) -> Iterator[Candidate]:
+    (m, n), t = A.shape, request.tolerances
+    long, short = max(m, n), min(m, n)
+    memory = 8.0 * m * n
+    sparse = nonzeros_of(A)
+    step = 2 * product_seconds(A) + 2 * costs.ITERATION + 10 * costs.VECTOR * long
+    if sparse is None or sparse.nnz > 0.05 * m * n:
+        formed = _forming(A)
+        solve = 4 * costs.DENSE_PRODUCT * m * n
+        yield Candidate(QR(**t), f"dense, {'tall' if m > n else 'wide'}, of full rank",
+                        formed + costs.QR * long * short**2, solve, 2 * memory)  # fmt: skip
+        if m >= 20 * n and n >= 50:
+            yield Candidate(SketchAndPrecondition(**t), "very tall: a sketch makes LSMR short",
+                            formed + 2 * costs.DENSE_PRODUCT * m * n + costs.QR * 4 * n**3,
+                            20 * (step + costs.DENSE_PRODUCT * n * n), memory)  # fmt: skip
+        yield Candidate(SVD(**t), "of any rank, the shortest minimiser",
+                        formed + costs.SVD * long * short**2, solve, 3 * memory)  # fmt: skip
+        yield Candidate(LSMR(**t), "least squares by products alone", memory=40.0 * long,
+                        iteration=step)  # fmt: skip
+        return
+    yield Candidate(LSMR(**t), "sparse least squares by products alone", memory=40.0 * long,
+                    iteration=step)  # fmt: skip
+    if short <= 5000:
+        yield Candidate(QR(**t), "formed densely", memory=3 * memory, resort=True)
+        yield Candidate(SVD(**t), "formed densely, of any rank", memory=5 * memory, resort=True)

@@ -1,0 +1,39 @@
+"""What solvers cost on a common machine: the constants behind `Auto`'s predictions.
+
+All are seconds per unit of work, measured by ``python -m validation.bench costs`` on two cores of a
+server (67 Gflop/s and 20 GB/s each at best). Only their ratios matter to the choice: on another
+machine they shift together.
+"""
+
+from __future__ import annotations
+
+# Seconds per flop of a dense Cholesky (n^3 / 3), LU (2 n^3 / 3), LDL^T (n^3 / 3), QR (2 m n^2), SVD
+# (per m n^2), and an eigendecomposition (per n^3).
+CHOLESKY = 1.6e-11
+LU = 1.6e-11
+LDL = 1.2e-10
+QR = 2.5e-11
+SVD = 5e-10
+EIGEN = 3e-10
+# Seconds per entry of one product with a dense matrix in memory.
+DENSE_PRODUCT = 4e-10
+# Seconds per nonzero: of one product with a sparse matrix; of CHOLMOD's analysis; of entries of L,
+# to compute and to solve with; of a flop in supernodes.
+SPARSE_PRODUCT = 1.5e-9
+ANALYSIS = 1.2e-7
+FACTOR_ENTRY = 2.5e-8
+FACTOR_FLOP = 3e-11
+FACTOR_SOLVE = 4e-9
+# Seconds per nonzero of A: to set up smoothed aggregation, and of one cycle with its share of CG.
+AMG_SETUP = 5e-7
+AMG_CYCLE = 5e-8
+AMG_ITERATIONS = 10
+# SuperLU against CHOLMOD on the same fill, per entry and per flop.
+SUPERLU_ENTRY = 6e-8
+SUPERLU_FLOP = 4e-10
+# Seconds of one iteration of a Krylov method beyond its product: dispatch, and per entry of a
+# vector.
+ITERATION = 6e-5
+VECTOR = 4e-9
+# Share of the predicted cost of the next solver that a cheaper one may spend on a try.
+TRIAL = 0.3

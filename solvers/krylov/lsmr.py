@@ -1,0 +1,204 @@
+"""LSMR (Fong and Saunders, 2011): least squares by products with A and ``A^T``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from operators import LinearOperator
+from operators.algebra import Product
+from solvers.iterative import PreconditionedSolver, PreparedIteration, applied
+from solvers.krylov.restarted import BROKEN, report
+from solvers.linear_solver import PreparedSolver, Progress
+from solvers.preconditioner import as_preconditioner
+from solvers.solution import StructureError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSMR(PreconditionedSolver):
+    """The shortest minimiser of ``|b - A x|`` for any shape, by Golub-Kahan bidiagonalisation.
+
+    After k iterations x minimises ``|A^T (b - A x)|`` over ``K_k(A^T A, A^T b)``: in exact
+    arithmetic MINRES on the normal equations, without the square of the condition number in the
+    rounding. Each iteration is a product with A, one with ``A^T`` and ``8 m + 10 n`` flops; 2
+    vectors of length m and 4 of length n a column are held.
+
+    A column has converged where ``|r| <= max(rtol |b|, atol)``, or ``|A^T r| <= rtol |A| |r|`` with
+    ``r = b - A x``. The recurrences say when; then both are measured, and the iteration goes on
+    from the true residual as long as that pays. Source: Fong and Saunders, 2011, arXiv:1006.0758.
+
+    Parameters
+    ----------
+    preconditioner
+        P of shape ``(n, l)`` on the right: y minimises ``|b - A P y|``, and ``x = P y``. A has to
+        have full column rank, where x does not depend on P. Settings, an operator, a solver or a
+        prepared solver that stand for a matrix of that shape; its transpose is used too.
+    maxiter
+        Limit on the iterations. None means ten times the smaller of m and n.
+    stop_at_maxiter, rtol, atol, strict
+        As for `IterativeSolver`.
+
+    Examples
+    --------
+    >>> import torch, operators as ops
+    >>> A = ops.Dense(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]], dtype=torch.float64))
+    >>> b = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    >>> x, info = LSMR(rtol=1e-12).prepare(A).solve(b)
+    >>> x, info.converged
+    (tensor([0.5000, 0.5000], dtype=torch.float64), True)
+    """
+
+    least_squares: ClassVar[bool] = True
+    takes_guess: ClassVar[bool] = False
+
+    def _prepare(self, A: LinearOperator) -> PreparedSolver:
+        """Bind to A and P; there is nothing to factorise.
+
+        Raises
+        ------
+        StructureError
+            There is a preconditioner, and A has fewer rows than columns.
+        """
+        if self.preconditioner is not None and A.shape[0] < A.shape[1]:
+            raise StructureError(
+                f"LSMR: a preconditioner on the right of {A!r} changes which solution is the "
+                "shortest; leave it out, or use solve_transpose of the solver prepared for A.T"
+            )
+        return _PreparedLSMR(self, A)
+
+
+class _PreparedLSMR(PreparedIteration):
+    solver: LSMR
+
+    def _made(self) -> LinearOperator | None:
+        return as_preconditioner(self.solver.preconditioner, self.A, right=True)
+
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        P = self.preconditioner
+        if P is None:
+            return self._minimise(self.A, self.A, block, targets)
+        return self._minimise(self.A, Product(self.A, P), block, targets, after=P)
+
+    def _solve_transpose(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        P = self.preconditioner
+        if P is None:
+            return self._minimise(self.A.T, self.A.T, block, targets)
+        # The shortest x with P^T A^T x = P^T b is that with A^T x = b.
+        return self._minimise(self.A.T, Product(self.A, P).T, block, targets, before=P.T)
+
+    def _minimise(
+        self,
+        A: LinearOperator,
+        B: LinearOperator,
+        block: Tensor,
+        targets: Tensor,
+        *,
+        before: LinearOperator | None = None,
+        after: LinearOperator | None = None,
+    ) -> tuple[Tensor, Progress]:
+        """``x = after y`` with ``B y = before b``, by sweeps that start from the true residual."""
+        progress, AT, BT = Progress(), A.T, B.T
+        eps = torch.finfo(block.dtype).eps
+        norms = self._norms.repeat_interleave(block.shape[1] // len(self._norms))
+        x, residual = block.new_zeros(A.shape[1], block.shape[1]), block
+        size = torch.linalg.vector_norm(block, dim=0)
+        slope, strict = torch.full_like(size, torch.inf), torch.ones_like(size)
+        active = size > targets
+        while bool(active.any()):
+            right = residual if before is None else applied(before, residual)
+            # A sweep cannot gain more than the precision: then it is time for the truth.
+            share, goal = (targets / size).clamp_min(eps), (targets * strict).clamp_min(eps)
+            y = self._sweep(B, BT, right, active, share, goal, norms if B is A else None, progress)
+            x = x + (y if after is None else applied(after, y))
+            # |A^T r| / (|A| |r|), which is what the sweep went by for B.
+            residual = block - applied(A, x)
+            old_size, size = size, torch.linalg.vector_norm(residual, dim=0)
+            gradient = torch.linalg.vector_norm(applied(AT, residual), dim=0)
+            old_slope, slope = slope, gradient / (norms * size)
+            progress.products += 2 * block.shape[1]
+            active = active & ~((size <= targets) | (slope <= targets))
+            if progress.status == "maxiter":
+                break
+            lost = active & ~((size < 0.5 * old_size) | (slope < 0.5 * old_slope))
+            if bool(lost.any()):
+                finite = bool(torch.isfinite(size).all())
+                detail = "rounding keeps |A^T r| from falling further: loosen rtol, or use QR"
+                report(progress, *(("stagnated", detail) if finite else BROKEN))
+                active = active & ~lost
+            strict = torch.where(active, strict * (0.5 * targets / slope).clamp(max=0.5), strict)
+        progress.residual = residual
+        return x, progress
+
+    def _sweep(
+        self,
+        B: LinearOperator,
+        BT: LinearOperator,
+        right: Tensor,
+        active: Tensor,
+        share: Tensor,
+        goal: Tensor,
+        norms: Tensor | None,
+        progress: Progress,
+    ) -> Tensor:
+        """The y that minimises ``|right - B y|``.
+
+        It ends where that is at most `share` of ``|right|``, or ``|B^T r| <= goal |B| |r|``.
+        """
+        limit = self.solver.limit(min(B.shape))
+        u, beta = _unit(right)
+        v, alpha = _unit(applied(BT, u))
+        progress.products += right.shape[1]
+        y, h_bar, h = torch.zeros_like(v), torch.zeros_like(v), v
+        # Names as in the paper, section 2.8; `left` and `slope` are |r| and |B^T r|.
+        one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
+        alpha_bar, zeta_bar, rho, rho_bar, c_bar, s_bar = alpha, alpha * beta, one, one, one, zero
+        zeta, beta_dd, beta_d, rho_d, tau, theta = zero, beta, zero, one, zero, zero
+        left, slope, share = beta, alpha * beta, share * beta
+        size = alpha if norms is None else norms
+        while True:
+            active = active & ~((left <= share) | (slope <= goal * size * left))
+            if not bool(active.any()):
+                break
+            if progress.iterations >= limit:
+                progress.status = "maxiter"
+                break
+            u, beta = _unit(applied(B, v) - alpha * u)
+            v, alpha = _unit(applied(BT, u) - beta * v)
+            progress.iterations += 1
+            progress.products += 2 * right.shape[1]
+            if norms is None:
+                size = torch.maximum(size, torch.hypot(alpha, beta))
+            rho_old, (c, s, rho) = rho, _rotation(alpha_bar, beta)
+            theta_new, alpha_bar = s * alpha, c * alpha
+            rho_bar_old, zeta_old = rho_bar, zeta
+            theta_bar = s_bar * rho
+            c_bar, s_bar, rho_bar = _rotation(c_bar * rho, theta_new)
+            zeta, zeta_bar = c_bar * zeta_bar, -s_bar * zeta_bar
+            h_bar = h - (theta_bar * rho / (rho_old * rho_bar_old)) * h_bar
+            step = torch.where(active, zeta / (rho * rho_bar), 0.0)
+            y = y + step * torch.where(active, h_bar, 0.0)
+            h = v - (theta_new / rho) * h
+            beta_hat, beta_dd = c * beta_dd, -s * beta_dd
+            c_tilde, s_tilde, rho_tilde = _rotation(rho_d, theta_bar)
+            theta_old, theta, rho_d = theta, s_tilde * rho_bar, c_tilde * rho_bar
+            beta_d = c_tilde * beta_hat - s_tilde * beta_d
+            tau = (zeta_old - theta_old * tau) / rho_tilde
+            left = torch.hypot(beta_d - (zeta - theta * tau) / rho_d, beta_dd)
+            slope = zeta_bar.abs()
+        return y
+
+
+def _unit(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of unit norm, or zero, and their norms."""
+    size = torch.linalg.vector_norm(block, dim=0)
+    return block / torch.where(size > 0, size, 1.0), size
+
+
+def _rotation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(c, s, r)`` with ``c a + s b = r`` and ``s a = c b``."""
+    r = torch.hypot(a, b)
+    safe = torch.where(r > 0, r, 1.0)
+    return torch.where(r > 0, a / safe, 1.0), b / safe, r

@@ -1,0 +1,103 @@
+"""Sweeps of an iteration, each from the true residual: `RestartedIteration`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from solvers.iterative import PreparedIteration, applied
+from solvers.krylov.one_triangle import vector_product
+from solvers.linear_solver import Progress
+from solvers.members import Members
+
+# Status and detail of a column that met NaN or infinity.
+BROKEN = ("breakdown", "a product with A or P, or its size, is not finite")
+
+
+class RestartedIteration(PreparedIteration):
+    """An iteration that runs on a recurrence for its residual, and is not believed.
+
+    When the recurrence says that the columns have converged, ``b - A x`` is measured by a product.
+    Where rounding has parted the two, the iteration starts again from the truth, as long as a sweep
+    makes the true residual smaller by the factor `worthwhile`.
+    """
+
+    worthwhile: ClassVar[float] = 0.5
+    stagnation: ClassVar[str] = (
+        "rounding keeps the true residual from falling further: loosen rtol, or use a "
+        "preconditioner or float64"
+    )
+
+    @cached_property
+    def _vector_product(self) -> Callable[[Tensor], Tensor]:
+        return vector_product(self.A)
+
+    def _product(self, block: Tensor) -> Tensor:
+        if block.shape[1] == 1 and not isinstance(self.A, Members):
+            return self._vector_product(block[:, 0])[:, None]
+        return self.A._matmat(block)
+
+    @abstractmethod
+    def _sweep(
+        self, x: Tensor, residual: Tensor, active: Tensor, targets: Tensor, progress: Progress
+    ) -> Tensor:
+        """Improve the active columns of x in place; returns which columns may go on.
+
+        Parameters
+        ----------
+        x, residual
+            Blocks ``(n, k)``; the residual is that of x, and not to be changed.
+        active, targets
+            Which columns have not converged, and the norm at which each of them does.
+        progress
+            Counts on; its status is ``"maxiter"`` where the limit ended the sweep.
+        """
+
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        progress = Progress()
+        x, residual = torch.zeros_like(block), block
+        size = torch.linalg.vector_norm(block, dim=0)
+        active = size > targets
+        while bool(active.any()):
+            sound = self._sweep(x, residual, active, targets, progress)
+            residual = block - applied(self.A, x)
+            progress.products += block.shape[1]
+            previous, size = size, torch.linalg.vector_norm(residual, dim=0)
+            active = active & sound & ~(size <= targets)
+            if progress.status == "maxiter":
+                break
+            lost = active & ~(size < self.worthwhile * previous)  # NaN lands here too
+            if bool(lost.any()):
+                if bool(torch.isfinite(size).all()):
+                    report(progress, "stagnated", self.stagnation)
+                else:
+                    report(progress, *BROKEN)
+                active = active & ~lost
+        progress.residual = residual
+        return x, progress
+
+
+def report(progress: Progress, status: str, detail: str) -> None:
+    """Note why a column stopped; of several columns the first counts."""
+    if progress.status == "converged":
+        progress.status, progress.detail = status, detail
+
+
+def dots(U: Tensor, V: Tensor) -> Tensor:
+    """``<u_j, v_j>`` of the columns of two blocks."""
+    if U.shape[1] == 1:
+        return torch.dot(U[:, 0], V[:, 0]).reshape(1)
+    return (U * V).sum(0)
+
+
+def add(X: Tensor, steps: Tensor, P: Tensor) -> None:
+    """``x_j += steps_j p_j`` in place."""
+    if X.shape[1] == 1:
+        X.add_(P, alpha=steps.item())
+    else:
+        X.addcmul_(P, steps)
