@@ -19,6 +19,8 @@ from operators.coloured.sparsity import (
     NINE_POINT,
     SEVEN_POINT,
     Sparsity,
+    detect,
+    probe,
     stencil,
 )
 from operators.coloured.symmetric_colouring import symmetric_colouring
@@ -122,11 +124,13 @@ __all__ = [
     "Transpose",
     "Tridiagonals",
     "column_colouring",
+    "detect",
     "diagonal",
     "functional",
     "jacobian_colouring",
     "lanczos",
     "logdet",
+    "probe",
     "row_colouring",
     "stencil",
     "symmetric_colouring",

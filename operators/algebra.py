@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -70,10 +72,16 @@ def transposes(a: LinearOperator, b: LinearOperator) -> bool:
 
 
 def _on_space_of(other: LinearOperator, operator: LinearOperator) -> LinearOperator:
-    """A multiple of I of which only the size was said takes the space of the other term."""
-    if other.domain != other.codomain or other._untyped:
+    """A multiple of I of which only the size was said takes the space of the other term.
+
+    Where that one maps between two, it takes plain vectors, which go with both.
+    """
+    if other._untyped:
         return operator
-    return operator._on(other.domain)
+    space = other.domain
+    if space != other.codomain:
+        space = Space.flat(space.size, space.dtype, space.device)
+    return operator._on(space)
 
 
 def _check_kind(a: LinearOperator, b: LinearOperator, verb: str) -> None:
@@ -83,7 +91,29 @@ def _check_kind(a: LinearOperator, b: LinearOperator, verb: str) -> None:
         )
 
 
-class Sum(LinearOperator):
+class Compound(LinearOperator):
+    """An operator made of others, and of sizes alone where these are: it takes the dtype with them.
+
+    For classes whose domain follows from those of the operands.
+    """
+
+    @property
+    def _untyped(self) -> bool:  # type: ignore[override]
+        return all(part._untyped for part in self.operands)
+
+    def _on(self, space: Space) -> LinearOperator:
+        if not self._untyped or space.size != self.shape[1]:
+            return self
+        sizes = (part.shape[1] for part in self.operands)
+        spaces = (Space.flat(size, space.dtype, space.device) for size in sizes)
+        return self._remade(*(p._on(s) for p, s in zip(self.operands, spaces, strict=True)))
+
+    @abstractmethod
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        """The same of other operands."""
+
+
+class Sum(Compound):
     """``A + B``."""
 
     _parameters = ("left", "right")
@@ -95,12 +125,9 @@ class Sum(LinearOperator):
         super().__init__(domain, codomain, left.structure.plus(right.structure))
         self.left, self.right = left, right
 
-    @property
-    def _untyped(self) -> bool:  # type: ignore[override]
-        return self.left._untyped and self.right._untyped
-
-    def _on(self, space: Space) -> LinearOperator:
-        return self.left._on(space) + self.right._on(space) if self._untyped else self
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        left, right = operands
+        return left + right
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.left._matvec(v) + self.right._matvec(v)
@@ -126,22 +153,18 @@ class Sum(LinearOperator):
         return f"({self.left!r} + {self.right!r})"
 
 
-class Scaled(LinearOperator):
+class Scaled(Compound):
     """``c A``."""
 
     _parameters = ("factor", "operator")
 
     def __init__(self, operator: LinearOperator, factor: Scalar) -> None:
-        structure = operator.structure.times(sign_of(factor))
+        structure = operator.structure.times(sign_of(factor, operator.dtype))
         super().__init__(operator.domain, operator.codomain, structure)
         self.operator, self.factor = operator, factor
 
-    @property
-    def _untyped(self) -> bool:  # type: ignore[override]
-        return self.operator._untyped
-
-    def _on(self, space: Space) -> LinearOperator:
-        return self.factor * self.operator._on(space) if self._untyped else self
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        return self.factor * operands[0]
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.factor * self.operator._matvec(v)
@@ -164,7 +187,8 @@ class Scaled(LinearOperator):
 
     def _exact_trace(self) -> Tensor | None:
         trace = self.operator._exact_trace()
-        return None if trace is None else self.factor * trace
+        # Of two scalars the wider dtype would win.
+        return None if trace is None else (self.factor * trace).to(self.dtype)
 
     def _exact_logdet(self) -> Tensor | None:
         logdet = self.operator._exact_logdet()
@@ -178,7 +202,7 @@ class Scaled(LinearOperator):
         return f"{factor} * {self.operator!r}"
 
 
-class Product(LinearOperator):
+class Product(Compound):
     """``A B``: first B, then A."""
 
     _parameters = ("left", "right")
@@ -188,12 +212,8 @@ class Product(LinearOperator):
         super().__init__(right.domain, left.codomain, structure)
         self.left, self.right = left, right
 
-    @property
-    def _untyped(self) -> bool:  # type: ignore[override]
-        return self.left._untyped and self.right._untyped
-
-    def _on(self, space: Space) -> LinearOperator:
-        return composed(self.left._on(space), self.right._on(space)) if self._untyped else self
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        return composed(*operands)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.left._matvec(self.right._matvec(v))
@@ -214,7 +234,7 @@ class Product(LinearOperator):
         return f"({self.left!r} @ {self.right!r})"
 
 
-class Transpose(LinearOperator):
+class Transpose(Compound):
     """``A^T`` of an operator that knows its transposed product; ``Transpose(A).T`` is ``A``."""
 
     _parameters = ("operator",)
@@ -222,6 +242,9 @@ class Transpose(LinearOperator):
     def __init__(self, operator: LinearOperator) -> None:
         super().__init__(operator.codomain, operator.domain, operator.structure.transpose())
         self.operator = operator
+
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        return operands[0].T
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.operator._rmatvec(v)
@@ -242,7 +265,7 @@ class Transpose(LinearOperator):
         return f"{self.operator!r}.T"
 
 
-class Gram(LinearOperator):
+class Gram(Compound):
     """``J^T J`` or ``J^T W J``; symmetric and positive semidefinite where W is.
 
     Parameters
@@ -287,6 +310,8 @@ class Gram(LinearOperator):
                 )
         identity = Structure(positive_definite=True, diagonal=True)
         if weight is not None:
+            if not weight._untyped:
+                frame = frame._on(weight.domain)
             weight = weight._on(frame.codomain)
             if weight.shape != (frame.shape[0], frame.shape[0]):
                 raise ValueError(
@@ -303,6 +328,9 @@ class Gram(LinearOperator):
         inner = identity if weight is None else weight.structure
         super().__init__(frame.domain, frame.domain, inner.congruence(frame.structure))
         self.frame, self.weight = frame, weight
+
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        return Gram(*operands)
 
     def _matvec(self, v: Tensor) -> Tensor:
         image = self.frame._matvec(v)

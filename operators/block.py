@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from operators.algebra import Compound
 from operators.cost import Cost
 from operators.elementary import Diagonal
 from operators.linear_operator import LinearOperator, Scalar
@@ -75,9 +76,11 @@ def of_one_kind(operators: Sequence[LinearOperator], role: str) -> tuple[LinearO
                 f"{role} {i} is a {type(operator).__name__}; expected a LinearOperator "
                 "(a matrix goes into Dense)"
             )
-    typed = next((A for A in operators if _has_dtype(A)), operators[0])
+    typed = next((A for A in operators if not A._untyped), operators[0])
     kind = (typed.dtype, typed.device)
-    moved = tuple(A._on(Space.flat(A.shape[1], *kind)) for A in operators)
+    moved = tuple(operators)
+    if not typed._untyped:
+        moved = tuple(A._on(Space.flat(A.shape[1], *kind)) for A in operators)
     for i, operator in enumerate(moved):
         if (operator.dtype, operator.device) != kind:
             raise TypeError(
@@ -87,13 +90,7 @@ def of_one_kind(operators: Sequence[LinearOperator], role: str) -> tuple[LinearO
     return moved
 
 
-def _has_dtype(A: LinearOperator) -> bool:
-    """Whether a dtype was said of A, so that it stays as it is beside operators of another."""
-    other = torch.float32 if A.dtype == torch.float64 else torch.float64
-    return A._on(Space.flat(A.shape[1], other, A.device)) is A
-
-
-class BlockDiagonal(LinearOperator):
+class BlockDiagonal(Compound):
     """``A = diag(A_1, ..., A_p)``: each block acts on its own member of a tuple.
 
     Parameters
@@ -141,6 +138,9 @@ class BlockDiagonal(LinearOperator):
         """True."""
         return True
 
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        return BlockDiagonal(*operands)
+
     @property
     def _row_sizes(self) -> list[int]:
         return [block.shape[0] for block in self.blocks]
@@ -161,7 +161,7 @@ class BlockDiagonal(LinearOperator):
         return BlockDiagonal(*(block.T for block in self.blocks))
 
     def _add(self, other: LinearOperator) -> LinearOperator | None:
-        theirs = _diagonal_blocks(other, self._row_sizes, self._column_sizes)
+        theirs = diagonal_blocks(other, self._row_sizes, self._column_sizes)
         if theirs is None:
             return None
         return BlockDiagonal(*(a + b for a, b in zip(self.blocks, theirs, strict=True)))
@@ -170,13 +170,13 @@ class BlockDiagonal(LinearOperator):
         return BlockDiagonal(*(factor * block for block in self.blocks))
 
     def _compose(self, other: LinearOperator) -> LinearOperator | None:
-        theirs = _diagonal_blocks(other, self._column_sizes, None)
+        theirs = diagonal_blocks(other, self._column_sizes, None)
         if theirs is None:
             return None
         return BlockDiagonal(*(a @ b for a, b in zip(self.blocks, theirs, strict=True)))
 
     def _rcompose(self, other: LinearOperator) -> LinearOperator | None:
-        theirs = _diagonal_blocks(other, None, self._row_sizes)
+        theirs = diagonal_blocks(other, None, self._row_sizes)
         if theirs is None:
             return None
         return BlockDiagonal(*(a @ b for a, b in zip(theirs, self.blocks, strict=True)))
@@ -209,7 +209,7 @@ class BlockDiagonal(LinearOperator):
         return torch.block_diag(*(block.to_dense() for block in self.blocks))
 
 
-def _diagonal_blocks(
+def diagonal_blocks(
     A: LinearOperator, row_sizes: list[int] | None, column_sizes: list[int] | None
 ) -> tuple[LinearOperator, ...] | None:
     """Diagonal blocks of A where it has them in these sizes (None: in any); else None."""

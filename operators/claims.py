@@ -36,8 +36,10 @@ def refute(A: LinearOperator, claims: tuple[str, ...]) -> bool:
 
     With an orthonormal basis Q of a random Krylov space, ``H = Q^T A Q`` inherits symmetry and
     definiteness, and its smallest eigenvalue is far below that of a random ``<v, A v>``: for
-    n <= 8 the test is exact. Deviations below ``sqrt(eps)``, relative to the largest entry, pass
-    as rounding; so do products that are not finite, which are another matter than structure.
+    n <= 8 it is that of A. Deviations below ``sqrt(eps)``, relative to the largest entry, pass as
+    rounding: an operator that is singular, or nearly so, passes for positive definite, and a solver
+    meets the pivot that is not positive. So do products that are not finite, which are another
+    matter than structure.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from operators.cost import Cost
 from operators.kept import Kept
-from operators.linear_operator import LinearOperator
+from operators.linear_operator import ArgumentOf, LinearOperator
 from operators.space import Space, Tree
 from operators.structure import Structure
 
@@ -36,7 +36,7 @@ class Sweeps(LinearOperator):
         raise TypeError(f"{self!r} does not define its transposed product")
 
     def _map(self, v: Tree) -> Tree:
-        self.domain.check(v, "the argument")
+        self.domain.check(v, ArgumentOf(self))
         return self._push(v)
 
     def _matvec(self, v: Tensor) -> Tensor:

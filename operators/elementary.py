@@ -11,7 +11,7 @@ from torch import Tensor
 from operators.claims import FalseClaimError, rounding
 from operators.cost import Cost
 from operators.linear_operator import LinearOperator, Scalar, sign_of
-from operators.space import Space
+from operators.space import Space, check_tensor
 from operators.structure import Structure
 from operators.tracing import readable
 
@@ -54,8 +54,7 @@ class Diagonal(LinearOperator):
         positive_definite: bool | None = None,
         positive_semidefinite: bool = False,
     ) -> None:
-        if not isinstance(values, Tensor):
-            raise TypeError(f"values is a {type(values).__name__}; expected a tensor (n,)")
+        check_tensor(values, "values", "(n,)")
         if space is None:
             if values.ndim != 1:
                 raise ValueError(
@@ -155,7 +154,7 @@ class Diagonal(LinearOperator):
         return total
 
     def _scale(self, factor: Scalar) -> LinearOperator:
-        structure = self.structure.times(sign_of(factor))
+        structure = self.structure.times(sign_of(factor, self._values.dtype))
         # A factor of a wider dtype would widen values that are a scalar tensor too.
         values = (factor * self._values).to(self._values.dtype)
         scaled = self._derived(values, self.domain, structure)
@@ -278,8 +277,7 @@ class Dense(LinearOperator):
         lower_triangular: bool = False,
         upper_triangular: bool = False,
     ) -> None:
-        if not isinstance(matrix, Tensor):
-            raise TypeError(f"matrix is a {type(matrix).__name__}; expected a tensor (m, n)")
+        check_tensor(matrix, "matrix", "(m, n)")
         if matrix.ndim != 2:
             raise ValueError(f"matrix has shape {tuple(matrix.shape)}; expected (m, n)")
         if matrix.layout != torch.strided:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from operators.algebra import Compound
 from operators.cost import Cost
 from operators.linear_operator import LinearOperator
 from operators.solve_rule import Factor, Solver, apply_inverse
 
 
-class Inverse(LinearOperator):
+class Inverse(Compound):
     """``A^-1``, lazily: a product is a solve.
 
     Parameters
@@ -68,6 +69,9 @@ class Inverse(LinearOperator):
             raise TypeError(f"solver is {solver!r}; expected a solver object, as solvers.CG() is")
         super().__init__(operator.codomain, operator.domain, operator.structure.inverse())
         self.operator, self.solver = operator, solver
+
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        return Inverse(operands[0], self.solver)
 
     def _apply(self, b: Tensor, transpose: bool) -> Tensor:
         if self._factor is None:

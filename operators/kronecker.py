@@ -12,7 +12,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from operators.algebra import Scaled
+from operators.algebra import Compound, Scaled, Sum
 from operators.block import of_one_kind
 from operators.cost import Cost
 from operators.elementary import Dense, Diagonal
@@ -25,7 +25,7 @@ from operators.structure import Structure
 IN_CACHE = 2**18
 
 
-class Kronecker(LinearOperator):
+class Kronecker(Compound):
     """``A = A_1 (x) ... (x) A_d``; with two factors, ``(S (x) A) vec(V) = vec(S V A^T)``.
 
     Here ``vec(V)`` stacks the rows of V, as ``V.reshape(-1)`` does: A acts along axis i of a tensor
@@ -91,6 +91,9 @@ class Kronecker(LinearOperator):
     def kronecker(self) -> bool:
         """True."""
         return True
+
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        return Kronecker(*operands)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._along_axes(v, 1).reshape(self.shape[0])
@@ -172,7 +175,7 @@ class Kronecker(LinearOperator):
         return reduce(_kron, (factor.to_dense() for factor in self.factors))
 
 
-class KroneckerSum(LinearOperator):
+class KroneckerSum(Compound):
     """``A = A_1 (+) ... (+) A_d = sum_i I (x) ... (x) A_i (x) ... (x) I``.
 
     With two factors, ``(A (+) B) vec(V) = vec(A V + V B^T)``, the operator of a Sylvester equation;
@@ -227,6 +230,9 @@ class KroneckerSum(LinearOperator):
         super().__init__(space, space, structure)
         self.factors: tuple[LinearOperator, ...] = factors
 
+    def _remade(self, *operands: LinearOperator) -> LinearOperator:
+        return KroneckerSum(*operands)
+
     def _matvec(self, v: Tensor) -> Tensor:
         return self._matmat(v[:, None])[:, 0]
 
@@ -239,6 +245,13 @@ class KroneckerSum(LinearOperator):
         return KroneckerSum(*(factor.T for factor in self.factors))
 
     def _add(self, other: LinearOperator) -> LinearOperator | None:
+        if isinstance(other, Diagonal) and other.values.ndim == 0 and other.domain.is_flat:
+            # ``A (+) (B + c I)``; in the smallest factor it costs least.
+            smallest = min(self.factors, key=lambda part: part.shape[0])
+            i = next(i for i, part in enumerate(self.factors) if part is smallest)
+            space = Space.flat(smallest.shape[0], self.dtype, self.device)
+            shifted = smallest + other._derived(other.values, space, other.structure)
+            return KroneckerSum(*self.factors[:i], shifted, *self.factors[i + 1 :])
         if not isinstance(other, KroneckerSum) or len(self.factors) != len(other.factors):
             return None
         pairs = list(zip(self.factors, other.factors, strict=True))
@@ -315,10 +328,15 @@ def _weighted_sum(values: list[Tensor], sizes: list[int]) -> Tensor:
 
 
 def _spectrum(A: LinearOperator) -> Tensor | None:
-    """Eigenvalues where they are cheap: of diagonals, small symmetric matrices, their multiples."""
+    """Eigenvalues where they are cheap: of diagonals, symmetric matrices, multiples and shifts."""
     if isinstance(A, Scaled):
         inner = _spectrum(A.operator)
         return None if inner is None else A.factor * inner
+    if isinstance(A, Sum):
+        for part, shift in ((A.left, A.right), (A.right, A.left)):
+            if isinstance(shift, Diagonal) and shift.values.ndim == 0:
+                inner = _spectrum(part)
+                return None if inner is None else inner + shift.values
     if isinstance(A, Diagonal):
         return A._exact_diagonal()
     return torch.linalg.eigvalsh(A.matrix) if isinstance(A, Dense) and A.symmetric else None

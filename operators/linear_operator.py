@@ -218,7 +218,7 @@ class LinearOperator(ABC):
 
     def _map(self, v: Tree) -> Tree:
         """``A v`` for a nested structure, not checked yet; by default through the flat vectors."""
-        return self.codomain.unravel(self._matvec(self.domain.ravel(v, "the argument")))
+        return self.codomain.unravel(self._matvec(self.domain.ravel(v, ArgumentOf(self))))
 
     def _matmat(self, block: Tensor) -> Tensor:
         """``A V`` for a checked block ``(n, k)``; by default one vmapped `_matvec`."""
@@ -376,6 +376,10 @@ class LinearOperator(ABC):
             return NotImplemented
         return algebra.added(self, other)
 
+    def __radd__(self, other: int) -> LinearOperator:
+        # sum(operators) starts from the integer 0.
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __mul__(self, factor: Scalar) -> LinearOperator:
         if isinstance(factor, Tensor) and factor.ndim != 0:
             raise ValueError(f"factor has shape {tuple(factor.shape)}; expected a scalar")
@@ -423,6 +427,16 @@ class LinearOperator(ABC):
             branch, stem = ("`- ", "   ") if last else ("|- ", "|  ")
             lines += operand._tree(rest + branch, rest + stem)
         return lines
+
+
+class ArgumentOf:
+    """What to call the argument of a product in an error message: worded when there is one."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+
+    def __str__(self) -> str:
+        return f"the argument of {self.operator!r}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -514,13 +528,20 @@ def _owned(image: Tensor, taken: dict[int, float]) -> Tensor:
     if 0 in image.stride() or start < taken.get(place, 0):
         return image.clone()
     pairs = zip(image.shape, image.stride(), strict=True)
-    taken[place] = start + 1 + sum((size - 1) * stride for size, stride in pairs)
+    taken[place] = float(start + 1) + sum((size - 1) * stride for size, stride in pairs)
     return image
 
 
-def sign_of(factor: Scalar) -> float | None:
-    """Value of a factor where it is known before tracing; None for tensors (see `Structure`)."""
-    return None if isinstance(factor, Tensor) else float(factor)
+def sign_of(factor: Scalar, dtype: torch.dtype | None = None) -> float | None:
+    """Value of a factor where it is known before tracing; None for tensors (see `Structure`).
+
+    Zero where it is below the normal numbers of `dtype`: a multiple by it need not be definite.
+    """
+    if isinstance(factor, Tensor):
+        return None
+    value = float(factor)
+    vanishes = dtype is not None and 0 < value < torch.finfo(dtype).tiny
+    return 0.0 if vanishes else value
 
 
 # Sums and products are operators too: the module that defines them needs the class above.

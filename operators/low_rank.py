@@ -8,7 +8,7 @@ from torch import Tensor
 from operators.cost import Cost
 from operators.elementary import Diagonal
 from operators.linear_operator import LinearOperator, Scalar, sign_of
-from operators.space import Space
+from operators.space import Space, check_tensor
 from operators.structure import Structure
 from operators.tracing import readable
 
@@ -64,8 +64,7 @@ class LowRankPlusDiagonal(LinearOperator):
         positive_definite: bool | None = None,
         positive_semidefinite: bool = False,
     ) -> None:
-        if not isinstance(rows, Tensor):
-            raise TypeError(f"rows is a {type(rows).__name__}; expected a tensor (T, n)")
+        check_tensor(rows, "rows", "(T, n)")
         if rows.ndim != 2:
             raise ValueError(f"rows has shape {tuple(rows.shape)}; expected (T, n)")
         count, size = rows.shape
@@ -76,6 +75,7 @@ class LowRankPlusDiagonal(LinearOperator):
         if d.shape not in (torch.Size([]), torch.Size([size])):
             raise ValueError(f"diagonal has shape {tuple(d.shape)}; expected () or ({size},)")
         weights = rows.new_ones(count) if weights is None else weights
+        check_tensor(weights, "weights", "(T,)")
         if weights.shape != (count,):
             raise ValueError(f"weights has shape {tuple(weights.shape)}; expected ({count},)")
         for what, dtype in (("weights", weights.dtype), ("the space", space.dtype)):
@@ -127,7 +127,7 @@ class LowRankPlusDiagonal(LinearOperator):
         return self._derived(rows, d, weights, space, structure, other)
 
     def _scale(self, factor: Scalar) -> LinearOperator:
-        structure = self.structure.times(sign_of(factor))
+        structure = self.structure.times(sign_of(factor, self.dtype))
         d, weights = factor * self.diagonal_values, factor * self.weights
         return self._derived(self.rows, d, weights, self.domain, structure)
 

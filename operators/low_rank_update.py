@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from operators.cost import Cost
+from operators.elementary import Diagonal
 from operators.linear_operator import LinearOperator, Scalar
-from operators.space import Space
+from operators.space import Space, check_tensor
 from operators.tracing import readable
 
 
@@ -34,7 +35,8 @@ class LowRankUpdate(LinearOperator):
 
     Notes
     -----
-    A product costs ``4 T n`` flops. `LowRankPlusDiagonal` is the symmetric kind.
+    A product costs ``4 T n`` flops. Sums of two, and with a multiple of I, are of the form again.
+    `LowRankPlusDiagonal` is the symmetric kind.
 
     Examples
     --------
@@ -50,6 +52,8 @@ class LowRankUpdate(LinearOperator):
     def __init__(
         self, left: Tensor, right: Tensor, scale: Scalar, *, space: Space | None = None
     ) -> None:
+        check_tensor(left, "left", "(T, n)")
+        check_tensor(right, "right", "(T, n)")
         if left.ndim != 2 or right.shape != left.shape:
             raise ValueError(
                 f"left has shape {tuple(left.shape)} and right {tuple(right.shape)}; "
@@ -80,6 +84,15 @@ class LowRankUpdate(LinearOperator):
 
     def _transpose(self) -> LinearOperator:
         return LowRankUpdate(self.right, self.left, self.scale, space=self.domain)
+
+    def _add(self, other: LinearOperator) -> LinearOperator | None:
+        space = other.domain if self.domain.is_flat else self.domain
+        if isinstance(other, Diagonal) and other.values.ndim == 0:
+            return LowRankUpdate(self.left, self.right, self.scale + other.values, space=space)
+        if isinstance(other, LowRankUpdate):
+            left, right = torch.cat([self.left, other.left]), torch.cat([self.right, other.right])
+            return LowRankUpdate(left, right, self.scale + other.scale, space=space)
+        return None
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         scale, left = factor * self.scale, (factor * self.left).to(self.dtype)

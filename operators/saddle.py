@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operators.algebra import Gram
-from operators.block import Block, of_one_kind
+from operators.block import Block, diagonal_blocks, of_one_kind
 from operators.linear_operator import LinearOperator, Scalar
 from operators.structure import Structure
 
@@ -33,7 +33,7 @@ class Saddle(Block):
     and G not zero: by ``A = L diag(B, -S) L^T`` it then has as many negative eigenvalues as the
     Schur complement ``S = C + G B^-1 G^T`` has positive ones (Benzi, Golub and Liesen, 2005, Acta
     Numerica 14, section 3, doi:10.1017/S0962492904000212). A product costs one with each of B, G,
-    G^T and C.
+    G^T and C. Multiples, and sums with a diagonal or two diagonal blocks, are of the form again.
 
     Examples
     --------
@@ -100,6 +100,13 @@ class Saddle(Block):
 
     def _transpose(self) -> LinearOperator:
         return Saddle(self.B.T, self.G, None if self.C is None else self.C.T)
+
+    def _add(self, other: LinearOperator) -> LinearOperator | None:
+        blocks = diagonal_blocks(other, self._row_sizes, self._column_sizes)
+        if blocks is None:
+            return None
+        primal, dual = blocks
+        return Saddle(self.B + primal, self.G, -dual if self.C is None else self.C - dual)
 
     def _scale(self, factor: Scalar) -> LinearOperator:
         C = None if self.C is None else factor * self.C

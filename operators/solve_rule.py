@@ -257,7 +257,7 @@ def _refuse_hidden_tensors(A: LinearOperator, closure: Closure) -> None:
             continue
         if _functorch.is_functorch_wrapped_tensor(tensor):
             # What a transform that is over has left behind is a constant.
-            if _functorch.is_dead_tensor_wrapper(tensor):
+            if _functorch.is_dead_tensor_wrapper(tensor):  # type: ignore[attr-defined]
                 continue
         elif not (tensor.requires_grad and torch.is_grad_enabled()):
             continue

@@ -114,8 +114,8 @@ class Space:
             and tuple(leaf.shape for leaf in leaves) == self.shapes
         )
 
-    def check(self, tree: Tree, name: str = "tree") -> None:
-        """Raise unless `tree` is in this space.
+    def check(self, tree: Tree, name: object = "tree") -> None:
+        """Raise unless `tree` is in this space; `name` is what to call it.
 
         Raises
         ------
@@ -125,10 +125,12 @@ class Space:
             Another dtype or device.
         """
         if not self.holds(tree):
-            raise ValueError(
-                f"{name} has structure {_describe(tree)}; expected {self} (the order of a "
-                "dictionary's keys counts: it is that of the flat vector)"
+            order = (
+                ""
+                if self.treespec.is_leaf()
+                else " (the order of a dictionary's keys counts: it is that of the flat vector)"
             )
+            raise ValueError(f"{name} has structure {_describe(tree)}; expected {self}{order}")
         for leaf in pytree.tree_leaves(tree):
             if leaf.dtype != self.dtype or leaf.device != self.device:
                 raise TypeError(
@@ -136,7 +138,12 @@ class Space:
                     f"expected {self.dtype} on {self.device}"
                 )
 
-    def ravel(self, tree: Tree, name: str = "tree") -> Tensor:
+    def coordinates(self, value: Tree, name: object = "tree") -> Tensor:
+        """Vector ``(size,)`` of a tree of the space, or of a vector that holds its coordinates."""
+        plain = Space.flat(self.size, self.dtype, self.device)
+        return (plain if plain.holds(value) else self).ravel(value, name)
+
+    def ravel(self, tree: Tree, name: object = "tree") -> Tensor:
         """Vector ``(size,)`` of a tree; raises as `check` does."""
         self.check(tree, name)
         leaves = pytree.tree_leaves(tree)
@@ -153,6 +160,12 @@ class Space:
     def __str__(self) -> str:
         skeleton = pytree.tree_unflatten([tuple(shape) for shape in self.shapes], self.treespec)
         return f"{skeleton} of {str(self.dtype).removeprefix('torch.')} on {self.device}"
+
+
+def check_tensor(value: Any, name: str, shape: str) -> None:
+    """Raise TypeError unless the argument of this name is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor {shape}")
 
 
 def _describe(tree: Tree) -> str:

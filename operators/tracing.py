@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 
 def readable(*tensors: Tensor) -> bool:
@@ -36,6 +39,37 @@ def plainly() -> AbstractContextManager[object]:
     for mode in (torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad()):
         stack.enter_context(mode)
     return stack
+
+
+def outside() -> AbstractContextManager[object]:
+    """No transform that is under way; others can be begun, which they cannot be `plainly`.
+
+    For tensors of `plain_values` alone: what belongs to a transform under way must not enter.
+    """
+    return temporarily_clear_interpreter_stack()
+
+
+def plain_values(tree: Any, refusal: str) -> Any:
+    """Nested tensors without history or transforms.
+
+    Raises
+    ------
+    ValueError
+        With the message `refusal`: ``torch.func.vmap`` maps over one of them.
+    """
+
+    def plain(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if not readable(leaf):
+            raise ValueError(refusal)
+        while _functorch.is_functorch_wrapped_tensor(leaf):
+            leaf = _functorch.get_unwrapped(leaf)
+        # Under a transform this too would be wrapped.
+        with outside():
+            return leaf.detach()
+
+    return pytree.tree_map(plain, tree)
 
 
 def place(tensor: Tensor) -> tuple[int, int]:

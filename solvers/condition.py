@@ -60,8 +60,7 @@ def condition_estimate(prepared: PreparedSolver) -> float:
     def inverse(block: Tensor, transpose: bool) -> Tensor:
         size = torch.linalg.vector_norm(block, dim=0)
         targets = block.new_full((block.shape[1],), prepared.solver.tolerance(block.dtype))
-        solve = prepared._solve_transpose if transpose else prepared._solve
-        return solve(block / size, targets)[0] * size
+        return prepared._answer(block / size, targets, transpose=transpose)[0] * size
 
     norms = _norm_of(A)
     if norms is None:

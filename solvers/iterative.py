@@ -20,6 +20,7 @@ from solvers.preconditioner import (
     SolveOperator,
     as_preconditioner,
 )
+from solvers.solution import StructureError
 
 # A stale preconditioner is not made anew for a solve of so few iterations: that costs more.
 FEW = 5
@@ -83,6 +84,11 @@ class PreconditionedSolver(IterativeSolver):
         """Where there is no preconditioner."""
         return self.preconditioner is None
 
+    @property
+    def symmetric_preconditioner(self) -> bool:
+        """Whether the method is right for a symmetric P alone, and so refuses others."""
+        return False
+
 
 class PreparedIteration(PreparedSolver):
     """An iterative solver bound to its operator and its preconditioner.
@@ -112,6 +118,12 @@ class PreparedIteration(PreparedSolver):
         return as_preconditioner(self.solver.preconditioner, self.A)
 
     def _adopt(self, preconditioner: LinearOperator | None) -> None:
+        wanted = self.solver.symmetric_preconditioner
+        if wanted and preconditioner is not None and not preconditioner.symmetric:
+            raise StructureError(
+                f"{type(self.solver).__name__} needs a symmetric preconditioner; {preconditioner!r} "
+                "does not claim to be: claim it, take IncompleteCholesky or AMG, or use GMRES"
+            )
         self.preconditioner = preconditioner
         self.operator_complexity = getattr(preconditioner, "operator_complexity", None)
         self.factor_nonzeros = getattr(preconditioner, "factor_nonzeros", None)

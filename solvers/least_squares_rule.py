@@ -152,6 +152,11 @@ def apply_least_squares(
     moving = any(map(tracked, (*target.tensors, *hidden(target))))
     if not moving and not tracked(b):
         return factor.solve(A, b, transpose)
+    if getattr(factor.solver, "damping", 0.0):
+        # The least squares of the rows [A; d I], which have full rank.
+        rows, solver = factor.solver.undamped(target)  # type: ignore[attr-defined]
+        below = b.new_zeros(n, *b.shape[1:])
+        return apply_least_squares(rows, torch.cat([b, below]), Factor(solver, factor.log))
     K = Saddle(Identity(max(m, n), A.dtype, A.device), target.T if tall else target)
     if isinstance(factor, Given):
         prepared: Prepared = PreparedAugmented(factor.prepared, tall, moving, transpose)

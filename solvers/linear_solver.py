@@ -448,17 +448,35 @@ class OneByOne(PreparedSolver):
     def _each(self, block: Tensor, targets: Tensor, *, transpose: bool) -> tuple[Tensor, Progress]:
         members = self.A
         assert isinstance(members, Members)
-        total, parts = Progress(), []
+        total, parts, residuals = Progress(), [], []
         allowed = targets.reshape(len(members), -1)
         for one, columns, target in zip(self.members, members.batch(block), allowed, strict=True):
             x, progress = one._answer(columns, target, transpose=transpose)
             parts.append(x)
+            residuals.append(progress.residual)
             total.iterations = max(total.iterations, progress.iterations)
             total.products += progress.products
             total.refreshed |= progress.refreshed
             if progress.status != "converged" and total.status == "converged":
                 total.status, total.detail = progress.status, progress.detail
+        measured = [residual for residual in residuals if residual is not None]
+        if len(measured) == len(members):
+            total.residual = members.block(torch.stack(measured))
         return members.block(torch.stack(parts)), total
+
+    def _normal_residual(self, operator: LinearOperator, progress: Progress) -> Tensor:
+        """As each member judges itself."""
+        assert isinstance(operator, Members)
+        assert progress.residual is not None
+        parts = []
+        for i, (one, residual) in enumerate(
+            zip(self.members, operator.batch(progress.residual), strict=True)
+        ):
+            own = Progress(residual=residual)
+            A = one.A if operator is self.A else operator.member(i)
+            parts.append(one._normal_residual(A, own))
+            progress.products += own.products
+        return torch.cat(parts)
 
     def _update(self, A: LinearOperator) -> PreparedSolver:
         if not isinstance(A, Members) or len(A) != len(self.members):

@@ -198,6 +198,73 @@ def _of(rng: np.random.Generator, dtype: torch.dtype) -> Iterator[Specimen]:
     cycle = np.roll(np.eye(N), 1, axis=0)
     yield sparse(sp.csr_matrix(cycle), "zero diagonal")
     yield dense(R - R.T, "zero diagonal")
+
+    # --- with a structure that has solvers of its own ---------------------------------------------
+    def structured(kind: str, build: Callable[[], LinearOperator], M: Tensor) -> Specimen:
+        return Specimen(f"structured, {kind}", build, M, tensor(rng.standard_normal(len(M))))
+
+    d = tensor(np.where(np.arange(N) == 5, 0.0, positive))
+    yield structured("singular", lambda: ops.Diagonal(d), torch.diag(d))
+    graded_d = tensor(np.logspace(0, -14, N))
+    yield structured("graded", lambda: ops.Diagonal(graded_d), torch.diag(graded_d))
+    rows, signs_w = tensor(R[:3]), tensor([1.0, -1.0, 0.5])
+    for shift in (1.0, 1e-6, 1e-12, 0.0):
+        low = tensor(np.full(N, shift))
+        yield structured(
+            "low rank", lambda low=low: ops.LowRankPlusDiagonal(rows, low, signs_w),
+            torch.diag(low) + rows.T @ torch.diag(signs_w) @ rows,
+        )  # fmt: skip
+    unit = tensor(R[0] / np.linalg.norm(R[0]))[None]
+    cancelled = torch.eye(N, dtype=dtype) - unit.T @ unit
+    yield structured(
+        "low rank, singular",
+        lambda: ops.LowRankPlusDiagonal(unit, 1.0, tensor([-1.0])), cancelled,
+    )  # fmt: skip
+    small, large = tensor(R[:4, :4] @ R[:4, :4].T), tensor(spectrum(positive)[:6, :6])
+    for left in (small, small * 0, small + torch.eye(4, dtype=dtype)):
+        yield structured(
+            "Kronecker",
+            lambda left=left: ops.Kronecker(ops.Dense(left, symmetric=True),
+                                            ops.Dense(large, symmetric=True)),
+            torch.kron(left.contiguous(), large.contiguous()),
+        )  # fmt: skip
+    signed = small - 3 * torch.eye(4, dtype=dtype)
+    yield structured(
+        "Kronecker sum",
+        lambda: ops.KroneckerSum(ops.Dense(signed, symmetric=True),
+                                 ops.Dense(large, symmetric=True)),
+        torch.kron(signed, torch.eye(6, dtype=dtype))
+        + torch.kron(torch.eye(4, dtype=dtype), large),
+    )  # fmt: skip
+    upper = tensor(np.eye(N) - np.triu(np.ones((N, N)), 1))  # condition 2^(N-1)
+    yield structured("triangular", lambda: ops.Dense(upper, upper_triangular=True), upper)
+    blocks = (tensor(R[:10, :10]), tensor(spectrum(deficient)[:14, :14]))
+    yield structured(
+        "blocks", lambda: ops.BlockDiagonal(*(ops.Dense(M) for M in blocks)),
+        torch.block_diag(*blocks),
+    )  # fmt: skip
+    B, G = tensor(spectrum(positive)[:18, :18]), tensor(R[:6, :18])
+    for constraint in (G, torch.cat([G[:5], G[:1]])):  # the second one twice the same row
+        yield structured(
+            "saddle", lambda g=constraint: ops.Saddle(ops.Dense(B, symmetric=True), ops.Dense(g)),
+            torch.cat([torch.cat([B, constraint.T], 1),
+                       torch.cat([constraint, torch.zeros(6, 6, dtype=dtype)], 1)]),
+        )  # fmt: skip
+    for column in (tensor(R[2]), torch.ones(N, dtype=dtype)):
+        circulant = torch.stack([torch.roll(column, k) for k in range(N)], 1)
+        yield structured("circulant", lambda c=column: ops.Circulant(c), circulant)
+    line = tensor(0.5 ** np.arange(N))
+    yield structured(
+        "Toeplitz", lambda: ops.Toeplitz(line),
+        tensor(0.5 ** np.abs(np.arange(N)[:, None] - np.arange(N))),
+    )  # fmt: skip
+    # --- least squares ----------------------------------------------------------------------------
+    tall = rng.standard_normal((2 * N, 8))
+    for M, kind in (
+        (tall, "full rank"), (tall[:, [0, 1, 2, 2, 3, 3, 4, 5]], "rank deficient"),
+        (tall @ np.diag(np.logspace(0, -10, 8)), "graded"), (tall.T, "wide"), (0 * tall, "zero"),
+    ):  # fmt: skip
+        yield dense(M, f"least squares, {kind}")
     # --- capped -----------------------------------------------------------------------------------
     for cap in (1, 2, 5):
         for M in (spectrum(np.logspace(0, -3, N)), R + 6 * np.eye(N)):
@@ -234,24 +301,35 @@ def met(name: str, factory: Callable[[float], LinearSolver], specimen: Specimen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            x, info = solver.prepare(specimen.build()).solve(specimen.b)
+            prepared = solver.prepare(specimen.build())
+            x, info = prepared.solve(specimen.b)
         except (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError) as error:
             return Outcome(name, specimen.kind, type(error).__name__, True, rtol)
-    measured = _measured(specimen, x)
+    measured = _measured(specimen, x, solver.minimises(prepared.A))
     return Outcome(name, specimen.kind, info.status, not info.converged, rtol, *measured)
 
 
-def _measured(specimen: Specimen, x: Tensor) -> tuple[float, float]:
-    """Relative residual in extended precision, and relative error where A is regular."""
+def _measured(specimen: Specimen, x: Tensor, least_squares: bool) -> tuple[float, float]:
+    """Relative residual in extended precision, and relative error where A is regular.
+
+    Of least squares the smaller of it and ``|A^T r| / (|A| |r|)``.
+    """
     A, b, y = (t.double().numpy().astype(np.longdouble) for t in (specimen.matrix, specimen.b, x))
     with np.errstate(all="ignore"):
         size = np.abs(b).max()
-        residual = float(np.linalg.norm((b - A @ y) / size) / np.linalg.norm(b / size))
-        exact = np.full(N, np.nan)
-        if np.isfinite(specimen.matrix.double().numpy()).all():
-            matrix = specimen.matrix.double().numpy()
-            if np.linalg.cond(matrix / np.abs(matrix).max() if matrix.any() else matrix) < 1e13:
-                exact = np.linalg.solve(matrix, specimen.b.double().numpy())
+        r = (b - A @ y) / size
+        residual = float(np.linalg.norm(r) / np.linalg.norm(b / size))
+        matrix = specimen.matrix.double().numpy()
+        if least_squares and A.any() and np.isfinite(residual):
+            # At a minimum of |b - A x| the residual is orthogonal to the columns of A.
+            scale = np.linalg.norm(matrix, 2) * np.linalg.norm(r)
+            residual = min(residual, float(np.linalg.norm(A.T @ r) / scale)) if scale else 0.0
+        elif least_squares:
+            residual = 0.0 if np.isfinite(residual) else residual
+        exact = np.full(A.shape[1], np.nan)
+        regular = A.shape[0] == A.shape[1] and np.isfinite(matrix).all() and matrix.any()
+        if regular and np.linalg.cond(matrix / np.abs(matrix).max()) < 1e13:
+            exact = np.linalg.solve(matrix, specimen.b.double().numpy())
         error = float(np.linalg.norm(y.astype(float) - exact) / np.linalg.norm(exact))
     return residual, error
 

@@ -226,7 +226,7 @@ class _Propagation(fx.Interpreter):
     def _refuse_sizes(self, name: str, n: fx.Node) -> None:
         assert isinstance(n.target, torch._ops.OpOverload)
         flags = name == "index" and any(x.dtype == torch.bool for x in self._steering(n))
-        if flags or torch.Tag.dynamic_output_shape in n.target.tags and name != "index":
+        if flags or (torch.Tag.dynamic_output_shape in n.target.tags and name != "index"):
             raise ValueError(
                 f"residual has the operation {name}, whose result has a size that depends on "
                 "values of the argument; take torch.where in place of a boolean index, give "

@@ -8,17 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.utils import _pytree as pytree
 
 from operators.claims import rounding
 from operators.coloured.colouring import Colouring
 from operators.coloured.recovery import Recovery
 from operators.coloured.sparsity import Sparsity, detect, pattern_of, probe
-from operators.space import Space, Tree
+from operators.space import Space
 from operators.sparse.matrix import Sparse
-from operators.tracing import readable
+from operators.tracing import outside, plain_values, plainly, readable
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +45,12 @@ class Plan:
 
 
 def sparsity_of(
-    sparsity: Any, flat: Callable[[Tensor], Tensor], at: Tensor, shape: tuple[int, int]
+    sparsity: Any,
+    flat: Callable[[Tensor], Tensor],
+    at: Tensor,
+    shape: tuple[int, int],
+    *,
+    back: bool = False,
 ) -> Sparsity:
     """The pattern that the argument `sparsity` of a sparse derivative asks for."""
     if isinstance(sparsity, str):
@@ -56,7 +58,9 @@ def sparsity_of(
             raise ValueError(
                 f"sparsity={sparsity!r}; expected 'detect', 'probe', a Pattern or a matrix"
             )
-        return (detect if sparsity == "detect" else probe)(flat, at)
+        return detect(flat, at) if sparsity == "detect" else probe(flat, at, back=back)
+    if callable(sparsity):
+        sparsity = sparsity(flat, at)
     pattern = pattern_of(sparsity, shape, at.device)
     if isinstance(sparsity, Sparsity):
         return replace(sparsity, pattern=pattern)
@@ -70,22 +74,10 @@ def grid_of(space: Space) -> tuple[int, ...] | None:
     return (len(space.shapes), *space.shapes[0])
 
 
-def plain_values(tree: Tree, name: str) -> Any:
-    """Values without history or transforms: the pattern depends on neither."""
-
-    def stripped(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if not readable(leaf):
-            raise ValueError(
-                f"{name} cannot be read inside torch.func.vmap, so that no pattern can be found; "
-                "make the operator outside and use at(), or give its plan"
-            )
-        while _functorch.is_functorch_wrapped_tensor(leaf):
-            leaf = _functorch.get_unwrapped(leaf)
-        return leaf.detach()
-
-    return pytree.tree_map(stripped, tree)
+MAPPED = (
+    "u and args cannot be read inside torch.func.vmap, so that no pattern can be found; make the "
+    "operator outside and use at(), or give its plan"
+)
 
 
 def check_chunk(chunk_size: int | None) -> None:
@@ -94,35 +86,47 @@ def check_chunk(chunk_size: int | None) -> None:
         raise ValueError(f"chunk_size={chunk_size}; expected at least 1, or None")
 
 
-def verify(
-    operator: Sparse,
-    plan: Plan,
-    function: Callable[[Tensor], Tensor],
-    at: Tensor,
-    what: str,
-) -> None:
-    """One random product with what was put together, against the same by a forward sweep."""
-    if not readable(operator.values) or not plan.domain.size or not plan.codomain.size:
+def to_try(plan: Plan, args: tuple[Any, ...]) -> bool:
+    """Whether the pattern may miss entries at another point.
+
+    One that was detected does not, for any u; but indices among the arguments may steer it.
+    """
+    return plan.sparsity.source != "detected" or bool(args)
+
+
+def direction(plan: Plan) -> Tensor:
+    """Vector of a random product that tries the pattern: of the codomain for sweeps back."""
+    space = plan.codomain if plan.colouring.kind == "row" else plan.domain
+    with plainly():
+        generator = torch.Generator(space.device).manual_seed(0)
+        drawn = torch.rand(space.size, generator=generator, dtype=space.dtype, device=space.device)
+        return drawn + 0.5
+
+
+def verify(operator: Sparse, plan: Plan, image: Tensor, what: str) -> None:
+    """The product with `direction` by what was put together, against the same by a sweep."""
+    if not readable(operator.values, image) or not image.numel():
         return
-    values = plain_values(operator.values, "values")
-    with temporarily_clear_interpreter_stack(), torch.no_grad():
-        A = Sparse(values, operator.pattern)
-        generator = torch.Generator(values.device).manual_seed(0)
-        v = torch.rand(A.shape[1], generator=generator, dtype=A.dtype, device=A.device) + 0.5
-        expected, got = torch.func.jvp(function, (at,), (v,))[1], A @ v
-        size = Sparse(values.abs(), operator.pattern) @ v + expected.abs()
-    allowed = torch.finfo(A.dtype).eps ** 0.5 * size
-    allowed += rounding(A.dtype) * size.nan_to_num(0.0, 0.0, 0.0).max()
-    wrong = (got - expected).abs() > allowed
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0, 0])
-        raise ValueError(
-            f"sparsity misses entries of the derivative of {what}: its product with a random "
-            f"vector differs in {int(wrong.sum())} rows, the first of them {row} "
-            f"({float(got[row]):.6g}, expected {float(expected[row]):.6g}); "
-            + (
-                "give a pattern that has all of them, or sparsity='detect'"
-                if plan.sparsity.source == "given"
-                else "give a pattern"
-            )
+    back = plan.colouring.kind == "row"
+    values, expected = plain_values((operator.values, image), MAPPED)
+    v = direction(plan)
+    with outside(), torch.no_grad():
+        A, size_of = (Sparse(x, operator.pattern) for x in (values, values.abs()))
+        got = A._rmatvec(v) if back else A._matvec(v)
+        size = (size_of._rmatvec(v) if back else size_of._matvec(v)) + expected.abs()
+        allowed = torch.finfo(A.dtype).eps ** 0.5 * size
+        allowed += rounding(A.dtype) * size.nan_to_num(0.0, 0.0, 0.0).max()
+        wrong = (got - expected).abs() > allowed
+        if not bool(wrong.any()):
+            return
+    line = int(wrong.nonzero()[0, 0])
+    raise ValueError(
+        f"sparsity misses entries of the derivative of {what}: its product with a random vector "
+        f"differs in {int(wrong.sum())} {'columns' if back else 'rows'}, the first of them {line} "
+        f"({float(got[line]):.6g}, expected {float(expected[line]):.6g}); "
+        + (
+            "give a pattern that has all of them, or sparsity='detect'"
+            if plan.sparsity.source == "given"
+            else "give a pattern"
         )
+    )

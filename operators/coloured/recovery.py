@@ -55,29 +55,48 @@ class Recovery:
     rounds: tuple[tuple[Tensor, Tensor], ...] = ()
 
     def values(
-        self, push: Callable[[Tensor], Tensor], dtype: torch.dtype, chunk_size: int | None
-    ) -> Tensor:
-        """All nonzeros, from products ``push(v)``, at most `chunk_size` at a time."""
-        numbers = self._read(push, dtype, chunk_size)
+        self,
+        push: Callable[[Tensor], Tensor],
+        dtype: torch.dtype,
+        chunk_size: int | None,
+        further: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """All nonzeros, from products ``push(v)``, `chunk_size` at a time; and ``push(further)``.
+
+        The latter goes along with the last of them, for little more than they cost.
+        """
+        numbers, image = self._read(push, dtype, chunk_size, further)
         if self.signs is not None:
             signs = self.signs.to(dtype)
             numbers = signs * numbers
             for source, target in self.rounds:
                 numbers = numbers.index_add(0, target, numbers.index_select(0, source))
             numbers = signs * numbers
-        return numbers if self.where is None else numbers.index_select(0, self.where)
+        if self.where is not None:
+            numbers = numbers.index_select(0, self.where)
+        return numbers, image
 
     def _read(
-        self, push: Callable[[Tensor], Tensor], dtype: torch.dtype, chunk_size: int | None
-    ) -> Tensor:
+        self,
+        push: Callable[[Tensor], Tensor],
+        dtype: torch.dtype,
+        chunk_size: int | None,
+        further: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
         device = self.colours.device
         chunk = chunk_size or max(1, BLOCK // max(len(self.colours), 1))
         pieces: list[Tensor] = []
         positions = []
+        image = push(further) if further is not None and not self.count else None
         for start in range(0, self.count, chunk):
             ranks = torch.arange(start, min(start + chunk, self.count), device=device)
             seeds = (self.colours == ranks[:, None]).to(dtype)
+            along = further is not None and start + chunk >= self.count
+            if further is not None and along:
+                seeds = torch.cat([seeds, further[None]])
             products = push(seeds[0])[None] if len(seeds) == 1 else torch.func.vmap(push)(seeds)
+            if along:
+                image, products, seeds = products[-1], products[:-1], seeds[:-1]
             height = products.shape[1]
             if height * self.count <= 4 * len(self.index):
                 # The whole table is small: read it once, at the end.
@@ -88,11 +107,11 @@ class Recovery:
             at = self.index[mine] - start * height
             pieces.append(products.reshape(-1).index_select(0, at))
         if not pieces:
-            return torch.zeros(0, dtype=dtype, device=device)
+            return torch.zeros(0, dtype=dtype, device=device), image
         read = torch.cat(pieces)
         if not positions:
-            return read.reshape(-1).index_select(0, self.index)
-        return read.index_select(0, torch.argsort(torch.cat(positions)))
+            return read.reshape(-1).index_select(0, self.index), image
+        return read.index_select(0, torch.argsort(torch.cat(positions))), image
 
 
 def jacobian_recovery(pattern: Pattern, colouring: Colouring) -> Recovery:

@@ -8,15 +8,16 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from operators.coloured.colouring import Colouring
 from operators.coloured.derivative_plan import (
+    MAPPED,
     Plan,
     check_chunk,
+    direction,
     grid_of,
-    plain_values,
     sparsity_of,
+    to_try,
     verify,
 )
 from operators.coloured.recovery import symmetric_recovery
@@ -26,6 +27,7 @@ from operators.coloured.vertex_order import Order
 from operators.space import Space, Tree
 from operators.sparse.matrix import Sparse
 from operators.sparse.pattern import Pattern
+from operators.tracing import outside, plain_values
 
 
 class SparseHessian(Sparse):
@@ -93,20 +95,15 @@ class SparseHessian(Sparse):
         made = plan is None
         if plan is None:
             check_chunk(chunk_size)
-            plain_u, plain_args = plain_values((u, args), "u and args")
-            with temporarily_clear_interpreter_stack():
-                plan = _hessian_plan(
-                    loss, plain_u, plain_args, sparsity, colouring, order, chunk_size
-                )
+            with outside():
+                plain: tuple[Tree, tuple[Any, ...]] = plain_values((u, args), MAPPED)
+                plan = _hessian_plan(loss, *plain, sparsity, colouring, order, chunk_size)
         elif plan.domain != space or plan.colouring.kind not in ("star", "acyclic"):
             raise ValueError(
                 f"plan was made for u in {plan.domain} ({plan.colouring!r}); u has {space}; "
                 "leave the plan out to make a new one"
             )
-        self._fill(loss, u, args, plan, positive_definite)
-        if made:
-            gradient = _gradient(loss, plan.domain, plain_args)
-            verify(self, plan, gradient, plan.domain.ravel(plain_u), "loss")
+        self._fill(loss, u, args, plan, positive_definite, verified=made)
 
     def _fill(
         self,
@@ -115,6 +112,8 @@ class SparseHessian(Sparse):
         args: tuple[Any, ...],
         plan: Plan,
         positive_definite: bool,
+        *,
+        verified: bool,
     ) -> None:
         gradient = _gradient(loss, plan.domain, args)
         point = plan.domain.ravel(u, "u")
@@ -123,7 +122,8 @@ class SparseHessian(Sparse):
             tangent: Tensor = torch.func.jvp(gradient, (point,), (v,))[1]
             return tangent
 
-        values = plan.recovery.values(push, plan.domain.dtype, plan.chunk_size)
+        further = direction(plan) if verified else None
+        values, image = plan.recovery.values(push, plan.domain.dtype, plan.chunk_size, further)
         Sparse.__init__(
             self,
             values,
@@ -134,18 +134,30 @@ class SparseHessian(Sparse):
             positive_definite=positive_definite,
         )
         self.loss, self.plan = loss, plan
+        if image is not None:
+            verify(self, plan, image, "loss")
 
-    def at(self, u: Tree, *args: Any, positive_definite: bool = False) -> Self:
+    def at(
+        self, u: Tree, *args: Any, positive_definite: bool = False, verify: bool | None = None
+    ) -> Self:
         """The Hessian at another point and other arguments; pattern and colouring are kept.
+
+        Parameters
+        ----------
+        u, *args, positive_definite
+            As for the class.
+        verify
+            As for `SparseJacobian.at`.
 
         Raises
         ------
         ValueError, TypeError
-            u is not in the space that the plan was made for.
+            u is not in the space that the plan was made for; or the pattern misses entries here.
         """
         self.plan.domain.check(u, "u")
         moved = object.__new__(type(self))
-        moved._fill(self.loss, u, args, self.plan, positive_definite)
+        verified = to_try(self.plan, args) if verify is None else verify
+        moved._fill(self.loss, u, args, self.plan, positive_definite, verified=verified)
         return moved
 
     @property

@@ -7,21 +7,23 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from operators.coloured.colouring import Colouring, jacobian_colouring
 from operators.coloured.derivative_plan import (
+    MAPPED,
     Plan,
     check_chunk,
+    direction,
     grid_of,
-    plain_values,
     sparsity_of,
+    to_try,
     verify,
 )
 from operators.coloured.recovery import jacobian_recovery
 from operators.coloured.vertex_order import Order
 from operators.space import Space, Tree
 from operators.sparse.matrix import Sparse
+from operators.tracing import outside, plain_values
 
 Mode = Literal["auto", "forward", "reverse"]
 
@@ -38,13 +40,14 @@ class SparseJacobian(Sparse):
     *args
         Further arguments of the residual.
     sparsity
-        ``"detect"``: from the graph of the residual, for every u
-        (`operators.coloured.sparsity.detect`); ``"probe"``: by random products near u, with a bound
-        on what is missed (`operators.coloured.sparsity.probe`); or a `Pattern` (see `stencil`),
-        `Sparsity`, torch, numpy or scipy matrix.
+        ``"detect"``: from the graph of the residual, for every u (see `detect`); ``"probe"``: by
+        random products near u, with a bound on what is missed (see `probe`); a function as these
+        are, ``partial(probe, seed=1)`` say; or a `Pattern` (see `stencil`), `Sparsity`, torch,
+        numpy or scipy matrix.
     mode
         ``"forward"``: one forward sweep (jvp) for each colour of the columns; ``"reverse"``: one
-        reverse sweep (vjp) for each colour of the rows; ``"auto"``: the fewer.
+        reverse sweep (vjp) for each colour of the rows, and no forward-mode rule is needed of what
+        the residual is made of; ``"auto"``: the fewer.
     colouring
         Order of the greedy colouring, or a `Colouring`. Where the leaves of u are points of one
         grid, periodic colourings of it are tried first
@@ -105,23 +108,24 @@ class SparseJacobian(Sparse):
         made = plan is None
         if plan is None:
             check_chunk(chunk_size)
-            plain_u, plain_args = plain_values((u, args), "u and args")
-            with temporarily_clear_interpreter_stack():
-                plan = _jacobian_plan(
-                    residual, plain_u, plain_args, sparsity, mode, colouring, chunk_size
-                )
+            with outside():
+                plain: tuple[Tree, tuple[Any, ...]] = plain_values((u, args), MAPPED)
+                plan = _jacobian_plan(residual, *plain, sparsity, mode, colouring, chunk_size)
         elif plan.domain != domain or plan.colouring.kind not in ("column", "row"):
             raise ValueError(
                 f"plan was made for u in {plan.domain} ({plan.colouring!r}); u has {domain}; "
                 "leave the plan out to make a new one"
             )
-        self._fill(residual, u, args, plan)
-        if made:
-            flat = _flattened(residual, plan.domain, plan.codomain, plain_args)
-            verify(self, plan, flat, plan.domain.ravel(plain_u), "residual")
+        self._fill(residual, u, args, plan, verified=made)
 
     def _fill(
-        self, residual: Callable[..., Tree], u: Tree, args: tuple[Any, ...], plan: Plan
+        self,
+        residual: Callable[..., Tree],
+        u: Tree,
+        args: tuple[Any, ...],
+        plan: Plan,
+        *,
+        verified: bool,
     ) -> None:
         flat = _flattened(residual, plan.domain, plan.codomain, args)
         point = plan.domain.ravel(u, "u")
@@ -138,23 +142,37 @@ class SparseJacobian(Sparse):
                 cotangent: Tensor = pullback(v)[0]
                 return cotangent
 
-        values = plan.recovery.values(push, plan.domain.dtype, plan.chunk_size)
+        further = direction(plan) if verified else None
+        values, image = plan.recovery.values(push, plan.domain.dtype, plan.chunk_size, further)
         Sparse.__init__(
             self, values, plan.sparsity.pattern, domain=plan.domain, codomain=plan.codomain
         )
         self.residual, self.plan = residual, plan
+        if image is not None:
+            verify(self, plan, image, "residual")
 
-    def at(self, u: Tree, *args: Any) -> Self:
+    def at(self, u: Tree, *args: Any, verify: bool | None = None) -> Self:
         """The Jacobian at another point and other arguments; pattern and colouring are kept.
+
+        Parameters
+        ----------
+        u, *args
+            As for the class.
+        verify
+            Whether one random product is compared, as at the construction: one sweep more, and two
+            products. By default where the pattern is not safe for every point: it was given or
+            probed, or there are args, which may hold indices. Not inside ``torch.func.vmap``, where
+            nothing can be compared.
 
         Raises
         ------
         ValueError, TypeError
-            u is not in the space that the plan was made for.
+            u is not in the space that the plan was made for; or the pattern misses entries here.
         """
         self.plan.domain.check(u, "u")
         moved = object.__new__(type(self))
-        moved._fill(self.residual, u, args, self.plan)
+        verified = to_try(self.plan, args) if verify is None else verify
+        moved._fill(self.residual, u, args, self.plan, verified=verified)
         return moved
 
     @property
@@ -184,7 +202,8 @@ def _jacobian_plan(
     with torch.no_grad():
         codomain = Space.of(residual(u, *args), "residual(u)")
     flat = _flattened(residual, domain, codomain, args)
-    known = sparsity_of(sparsity, flat, domain.ravel(u), (codomain.size, domain.size))
+    shape, back = (codomain.size, domain.size), mode == "reverse"
+    known = sparsity_of(sparsity, flat, domain.ravel(u), shape, back=back)
     if not isinstance(colouring, Colouring):
         colouring = jacobian_colouring(
             known.pattern,

@@ -40,7 +40,8 @@ class Sparsity:
         ``"given"``; ``"detected"``: from the graph of the function, for every value of its
         argument; ``"probed"``: by random products near one point.
     unknown
-        Operations whose dependences were not known, so that the pattern is larger than need be.
+        Operations whose dependences were not known, or vary, so that the pattern is larger than
+        need be.
     failure_probability
         Bound on the probability that one entry is missing; 0 of what is not probed.
     """
@@ -174,6 +175,9 @@ def pattern_of(given: Any, shape: tuple[int, int], device: torch.device) -> Patt
 def detect(function: Callable[[Tensor], Tensor], u: Tensor) -> Sparsity:
     """Pattern of the Jacobian from the graph of the function: safe for every value of u.
 
+    An operation whose dependences are not known, or which indices that are computed from u steer
+    (a sort, a departure point), is taken to join all that it could, and a warning names it.
+
     Parameters
     ----------
     function
@@ -210,8 +214,9 @@ def probe(
     spread: float = 1e-2,
     seed: int = 0,
     most_products: int = 10_000,
+    back: bool = False,
 ) -> Sparsity:
-    """Pattern of the Jacobian near u by random forward sweeps, halving blocks of columns.
+    """Pattern of the Jacobian near u by random sweeps, halving blocks of columns.
 
     Parameters
     ----------
@@ -228,6 +233,8 @@ def probe(
         Of the random numbers.
     most_products
         Largest number of sweeps.
+    back
+        Sweep back (vjp) instead of forward (jvp), and halve blocks of rows.
 
     Raises
     ------
@@ -254,18 +261,26 @@ def probe(
     """
     if not 0 < failure_probability < 1:
         raise ValueError(f"failure_probability={failure_probability}; expected a number in (0, 1)")
-    n = u.numel()
+    with torch.no_grad():
+        m, n = function(u).numel(), u.numel()
+    # Sweeps back are products with the transpose, whose pattern is found in the same way.
+    m, n = (n, m) if back else (m, n)
     levels = max(1, ceil(log(max(n, 2), 2)))
     repetitions = max(1, ceil(log((1 + levels) / failure_probability) / log(LEVELS)))
     generator = torch.Generator(u.device).manual_seed(seed)
 
     def uniform() -> Tensor:
-        return torch.rand(n, generator=generator, dtype=u.dtype, device=u.device)
+        return torch.rand(u.numel(), generator=generator, dtype=u.dtype, device=u.device)
+
+    def sweep(point: Tensor, v: Tensor) -> Tensor:
+        if back:
+            cotangent: Tensor = torch.func.vjp(function, point)[1](v)[0]
+            return cotangent
+        tangent: Tensor = torch.func.jvp(function, (point,), (v,))[1]
+        return tangent
 
     u = u.detach()
     points = [u + spread * u.abs().clamp(min=1) * (2 * uniform() - 1) for _ in range(repetitions)]
-    with torch.no_grad():
-        m = function(u).numel()
     column = torch.arange(n, device=u.device)
     # Every row may have something in the only block.
     rows = torch.arange(m, device=u.device)
@@ -290,7 +305,7 @@ def probe(
                     u.dtype
                 )
                 v = torch.where(colour == c, drawn / LEVELS, 0)
-                y = torch.func.jvp(function, (point,), (v,))[1]
+                y = sweep(point, v)
                 if not bool(y.isfinite().all()):
                     raise ValueError(
                         "residual has derivatives that are not finite near u; give a smaller "
@@ -300,6 +315,7 @@ def probe(
         rows, blocks = pattern.rows[hit], pattern.columns[hit]
         if width == 1:
             found = Pattern.of(rows, blocks, (m, n))[0]
+            found = found.transpose()[0] if back else found
             return Sparsity(found, "probed", (), failure_probability)
         width //= 2
         count = ceil(n / width) if n else 0

@@ -30,7 +30,7 @@ from operators.curvature.scores import (
 )
 from operators.elementary import Diagonal
 from operators.linear_operator import Scalar
-from operators.space import Space, Tree
+from operators.space import Space, Tree, check_tensor
 from operators.tracing import readable
 
 # Scores of a chunk ``(n, K, P, C)``, few of the K at a time.
@@ -82,10 +82,11 @@ class DiagonalFisher(Diagonal):
     def __init__(
         self, diagonal: Tensor, damping: Scalar = 0.0, *, space: Space | None = None
     ) -> None:
+        check_tensor(diagonal, "diagonal", "(d,)")
         if diagonal.ndim != 1:
             raise ValueError(f"diagonal has shape {tuple(diagonal.shape)}; expected (d,)")
-        if readable(diagonal) and bool((diagonal < 0).any()):
-            raise ValueError("diagonal has negative entries; expected a mean of squares")
+        if readable(diagonal) and not bool((diagonal >= 0).all()):  # NaN lands here too
+            raise ValueError("diagonal has negative or NaN entries; expected a mean of squares")
         space = space or Space.flat(diagonal.shape[0], diagonal.dtype, diagonal.device)
         value = checked_damping(damping, space)
         super().__init__(diagonal + value, space)

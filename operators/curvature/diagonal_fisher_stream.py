@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from operators.curvature.diagonal_fisher import DiagonalFisher
 from operators.curvature.model_curvature import checked_damping
-from operators.space import Space
+from operators.space import Space, Tree
 
 
 class DiagonalFisherStream:
@@ -64,34 +63,30 @@ class DiagonalFisherStream:
     def __len__(self) -> int:
         return self._pushed
 
-    def push(self, diagonal: Tensor) -> None:
-        """Add the diagonal ``(d,)`` of a batch, without damping.
+    def push(self, diagonal: Tree) -> None:
+        """Add the diagonal of a batch, without damping.
 
-        It is ``DiagonalFisher.exact(...).values``, say, with the default ``damping=0``.
+        Parameters
+        ----------
+        diagonal
+            Of the space, or flat ``(d,)``: ``DiagonalFisher.exact(...).values``, say, with the
+            default ``damping=0``.
 
         Raises
         ------
         ValueError
-            Wrong shape.
+            Wrong shape or structure.
         TypeError
             Wrong dtype or device.
         """
-        if diagonal.shape != (self.space.size,):
-            raise ValueError(
-                f"diagonal has shape {tuple(diagonal.shape)}; expected ({self.space.size},)"
-            )
-        if diagonal.dtype != self.space.dtype or diagonal.device != self.space.device:
-            raise TypeError(
-                f"diagonal is {diagonal.dtype} on {diagonal.device}; "
-                f"expected {self.space.dtype} on {self.space.device}"
-            )
+        f = self.space.coordinates(diagonal, "diagonal").detach()
         self._pushed += 1
         if self.rho is None:
             share = 1 / self._pushed
         else:
             # The mean with weights that sum to one moves by rho over their sum so far.
             share = self.rho / (1 - (1 - self.rho) ** self._pushed)
-        self._mean = self._mean + share * (diagonal.detach() - self._mean)
+        self._mean = self._mean + share * (f - self._mean)
 
     def operator(self) -> DiagonalFisher:
         """The operator as of now.

@@ -20,7 +20,7 @@ from operators.curvature.module import as_function
 from operators.curvature.scores import Model, observed_scores, pulled_back, scale_of_rows
 from operators.linear_operator import Scalar
 from operators.low_rank import LowRankPlusDiagonal
-from operators.space import Space, Tree
+from operators.space import Space, Tree, check_tensor
 from operators.tracing import readable
 
 
@@ -67,6 +67,7 @@ class EmpiricalFisher(LowRankPlusDiagonal):
         *,
         space: Space | None = None,
     ) -> None:
+        check_tensor(gradients, "gradients", "(T, d)")
         if weights is None and gradients.ndim == 2:
             count = gradients.shape[0]
             weights = gradients.new_full((count,), 1.0 / max(count, 1))
@@ -287,27 +288,24 @@ class FisherStream:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def push(self, gradient: Tensor) -> None:
-        """Add one gradient ``(d,)``, already scaled (batch factor and sample weight enter here).
+    def push(self, gradient: Tree) -> None:
+        """Add one gradient, already scaled (batch factor and sample weight enter here).
+
+        Parameters
+        ----------
+        gradient
+            Of the space, or flat ``(d,)``.
 
         Raises
         ------
         ValueError
-            Wrong shape.
+            Wrong shape or structure.
         TypeError
             Wrong dtype or device.
         """
-        if gradient.shape != (self.space.size,):
-            raise ValueError(
-                f"gradient has shape {tuple(gradient.shape)}; expected ({self.space.size},)"
-            )
-        if gradient.dtype != self.space.dtype or gradient.device != self.space.device:
-            raise TypeError(
-                f"gradient is {gradient.dtype} on {gradient.device}; "
-                f"expected {self.space.dtype} on {self.space.device}"
-            )
         # A copy: callers reuse their gradient buffers, zero_grad() among them.
-        self._rows.append(gradient.detach().clone())
+        row = self.space.coordinates(gradient, "gradient").detach().clone()
+        self._rows.append(row)
         self._pushed += 1
         if self.window is not None and len(self._rows) > self.window:
             del self._rows[0]

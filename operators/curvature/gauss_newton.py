@@ -82,8 +82,9 @@ class GaussNewton(ModelCurvature):
     Notes
     -----
     ``A v = J^T (H (J v))``. For cost and memory see `ModelCurvature`. Differentiable with respect
-    to y, floating inputs and targets, the weights of a loss of torch.nn, and damping. Source: Schraudolph (2002, doi:10.1162/
-    08997660260028683, section 3); Martens (2014, arXiv:1412.1193, section 8).
+    to y, floating inputs and targets, the weights of a loss of torch.nn, and damping. Source:
+    Schraudolph (2002, doi:10.1162/08997660260028683, section 3); Martens (2014, arXiv:1412.1193,
+    section 8).
 
     Examples
     --------

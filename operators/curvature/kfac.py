@@ -207,10 +207,10 @@ class KFAC(LinearOperator):
             generator=generator,
         )
         factors, _ = estimator(inputs, targets)
-        return cls.of_estimates(factors, estimator.space, damping, damping_style=damping_style)
+        return cls._of_estimates(factors, estimator.space, damping, damping_style=damping_style)
 
     @classmethod
-    def of_estimates(
+    def _of_estimates(
         cls,
         factors: Mapping[str, tuple[Tensor, Tensor]],
         space: Space,
@@ -259,7 +259,7 @@ class KFAC(LinearOperator):
             return Inverse(self, Eigenbases())
         pairs = self.factors if undamped else self.damped_factors()
         inverses = {name: pair.inverse(name) for name, pair in pairs.items()}
-        inverse = KFAC.of_estimates(inverses, self.domain)
+        inverse = KFAC._of_estimates(inverses, self.domain)
         inverse.structure = self.structure.inverse()
         return inverse
 

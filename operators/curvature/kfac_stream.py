@@ -151,6 +151,6 @@ class KFACStream:
         """
         if not self._factors:
             raise RuntimeError("no batch was taken in; call update first")
-        return KFAC.of_estimates(
+        return KFAC._of_estimates(
             self._factors, self.space, self.damping, damping_style=self.damping_style
         )

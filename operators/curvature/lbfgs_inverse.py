@@ -7,7 +7,7 @@ from torch import Tensor
 
 from operators.cost import Cost
 from operators.linear_operator import LinearOperator, Scalar
-from operators.space import Space
+from operators.space import Space, check_tensor
 from operators.structure import Structure
 from operators.tracing import readable
 
@@ -56,6 +56,8 @@ class LBFGSInverse(LinearOperator):
     def __init__(
         self, steps: Tensor, differences: Tensor, scale: Scalar, *, space: Space | None = None
     ) -> None:
+        check_tensor(steps, "steps", "(m, n)")
+        check_tensor(differences, "differences", "(m, n)")
         if steps.ndim != 2 or differences.shape != steps.shape:
             raise ValueError(
                 f"steps has shape {tuple(steps.shape)} and differences "

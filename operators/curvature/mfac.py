@@ -11,7 +11,7 @@ from torch import Tensor
 from operators.cost import Cost
 from operators.curvature.empirical_fisher import EmpiricalFisher
 from operators.linear_operator import LinearOperator, Scalar
-from operators.space import Space, Tree
+from operators.space import Space, Tree, check_tensor
 from operators.structure import Structure
 from operators.tracing import plainly, readable, tracked
 
@@ -77,6 +77,7 @@ class MFACInverse(LinearOperator):
         space: Space | None = None,
         gram: Tensor | None = None,
     ) -> None:
+        check_tensor(rows, "rows", "(m, d)")
         if rows.ndim != 2 or rows.shape[0] == 0:
             raise ValueError(f"rows has shape {tuple(rows.shape)}; expected (m, d) with m >= 1")
         count, size = rows.shape
@@ -261,7 +262,7 @@ class MFAC:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}; expected at least 1")
-        row = _flat(self.space, gradient, "gradient").detach() * batch_size**0.5
+        row = self.space.coordinates(gradient, "gradient").detach() * batch_size**0.5
         slot = self._pushed % self.window
         count = min(self._pushed + 1, self.window)
         products = torch.cat(
@@ -308,9 +309,3 @@ class MFAC:
         if self._pushed == 0:
             raise RuntimeError("no gradient was pushed: nothing to average yet")
         return self._rows[: len(self)]
-
-
-def _flat(space: Space, value: Tree, name: str) -> Tensor:
-    """Coordinates of a tree of the space, or of a vector that holds them already."""
-    plain = Space.flat(space.size, space.dtype, space.device)
-    return (plain if plain.holds(value) else space).ravel(value, name)

@@ -51,8 +51,9 @@ class ModelCurvature(LinearOperator):
     -----
     Without chunks the model is run once, at the first product, and the sweeps through it are kept
     as those of `Linearization` are: a product is one sweep forward and one back, about the cost of
-    a gradient. They are recorded anew where `Hessian` does so. With chunks nothing is kept: memory is that of one chunk, a product
-    costs about two gradients. The columns of a block go through the model together, up to 64.
+    a gradient. They are recorded anew where `Hessian` does so. With chunks nothing is kept: memory
+    is that of one chunk, a product costs about two gradients. The columns of a block go through the
+    model together, up to 64.
     """
 
     _parameters: ClassVar[tuple[str, ...]] = ("y", "inputs", "damping")

@@ -181,7 +181,8 @@ class _ClosedForm(OutputHessian):
 class _CrossEntropy(_ClosedForm):
     """``-(sum_n c_n)^-1 sum_n w_{t_n} log softmax(z_n)_{t_n}`` with torch's settings."""
 
-    likelihood, name = Categorical(), "CrossEntropyLoss"
+    likelihood: ClassVar[Likelihood] = Categorical()
+    name: ClassVar[str] = "CrossEntropyLoss"
 
     ignore_index: int
     label_smoothing: float
@@ -237,7 +238,8 @@ class _CrossEntropy(_ClosedForm):
 class _Logistic(_ClosedForm):
     """``-mean w (a t log p + (1 - t) log(1 - p))`` with torch's settings."""
 
-    likelihood, name = Bernoulli(), "BCEWithLogitsLoss"
+    likelihood: ClassVar[Likelihood] = Bernoulli()
+    name: ClassVar[str] = "BCEWithLogitsLoss"
 
     pos_weight: Tensor | None
 
@@ -259,7 +261,8 @@ class _Logistic(_ClosedForm):
 class _Squared(_Logistic):
     """``mean (z - t)^2``: the mean is over all entries, so that H is ``2 / (N C) I``."""
 
-    likelihood, name = Gaussian(), "MSELoss"
+    likelihood: ClassVar[Likelihood] = Gaussian()
+    name: ClassVar[str] = "MSELoss"
 
     def shares(self, targets: Tree, dtype: torch.dtype) -> Tree:
         """Weights, as the targets are."""
@@ -321,5 +324,5 @@ def output_hessian(loss: str | Callable[[Tree, Tree], Tensor]) -> OutputHessian:
         raise ValueError(
             f"loss is a {type(loss).__name__} with reduction='none'; expected 'mean' or 'sum'"
         )
-    closed_form = CLOSED_FORMS.get(type(loss))
+    closed_form = CLOSED_FORMS.get(type(loss)) if isinstance(loss, nn.Module) else None
     return Differentiated(loss) if closed_form is None else closed_form.of(loss)

@@ -293,10 +293,9 @@ def _threshold(space: Space, threshold: float | None) -> float:
 
 def _pair(space: Space, step: Tree, difference: Tree) -> tuple[Tensor, Tensor]:
     """Flat copies of a pair of trees of the space, or of vectors of their coordinates."""
-    plain = Space.flat(space.size, space.dtype, space.device)
     flat = []
     for value, name in ((step, "step"), (difference, "difference")):
-        vector = (plain if plain.holds(value) else space).ravel(value, name).detach().clone()
+        vector = space.coordinates(value, name).detach().clone()
         if not bool(torch.isfinite(vector @ vector)):
             raise ValueError(f"{name} is not finite, or its square overflows")
         flat.append(vector)

@@ -12,6 +12,7 @@ from operators.claims import FalseClaimError, rounding
 from operators.cost import Cost
 from operators.elementary import Diagonal
 from operators.linear_operator import LinearOperator, Scalar, sign_of
+from operators.permutation import Permutation
 from operators.space import Space
 from operators.sparse.formats import Layout, collected, from_scipy, from_torch, to_scipy, to_torch
 from operators.sparse.pattern import Pattern
@@ -31,9 +32,9 @@ class Claims(TypedDict, total=False):
 class Sparse(LinearOperator):
     """A matrix ``(m, n)`` held by its nonzeros: dense `values`, and a `Pattern` that stays fixed.
 
-    Sums, products and multiples with Sparse and Diagonal operators are Sparse again, with values
-    that are differentiable functions of theirs; ``A.T @ A`` is known to be positive semidefinite.
-    That the matrix is diagonal or triangular is read off the pattern.
+    Sums, products and multiples with Sparse and Diagonal operators, and products with Permutations,
+    are Sparse again, with values that are differentiable functions of theirs; ``A.T @ A`` is known
+    to be positive semidefinite. That the matrix is diagonal or triangular is read off the pattern.
 
     Parameters
     ----------
@@ -302,15 +303,11 @@ class Sparse(LinearOperator):
         # A factor of a wider dtype would widen the values.
         derived.values, derived.pattern = values.to(domain.dtype), pattern
         LinearOperator.__init__(derived, domain, codomain, _seen(structure, pattern))
-        # What was claimed of the operands and has not been tried is tried on what was made of it.
-        waiting = (claim for o in (self, *operands) if not o._probed for claim in o._claims)
-        derived._claims = tuple(
-            dict.fromkeys(claim for claim in waiting if getattr(derived, claim, False))
-        )
+        derived._inherit_claims(self, *operands)
         return derived
 
     def _scale(self, factor: Scalar) -> LinearOperator:
-        structure = self.structure.times(sign_of(factor))
+        structure = self.structure.times(sign_of(factor, self.dtype))
         values = factor * self.values
         return self._derived(values, self.pattern, structure, self.domain, self.codomain)
 
@@ -337,12 +334,8 @@ class Sparse(LinearOperator):
         )
 
     def _compose(self, other: LinearOperator) -> LinearOperator | None:
-        if isinstance(other, Sparse):
-            product = self.pattern.product(other.pattern)
-            pairs = self.values.index_select(0, product.left)
-            pairs = pairs * other.values.index_select(0, product.right)
-            values = pairs.new_zeros(product.pattern.nnz).index_add(0, product.where, pairs)
-            return self._product(values, product.pattern, self, other)
+        if isinstance(other, (Sparse, Permutation)):
+            return self._multiplied(self, other)
         if isinstance(other, Diagonal):
             kept = other._rcompose(self)
             if kept is not None:
@@ -353,11 +346,20 @@ class Sparse(LinearOperator):
         return None
 
     def _rcompose(self, other: LinearOperator) -> LinearOperator | None:
+        if isinstance(other, Permutation):
+            return self._multiplied(other, self)
         if not isinstance(other, Diagonal):
             return None
         d = other.values.expand(self.shape[0])
         values = d.index_select(0, self.pattern.rows) * self.values
         return self._product(values, self.pattern, other, self)
+
+    def _multiplied(self, left: Sparse | Permutation, right: Sparse | Permutation) -> Sparse:
+        (a, of_a), (b, of_b) = _entries(left), _entries(right)
+        product = of_a.product(of_b)
+        pairs = a.index_select(0, product.left) * b.index_select(0, product.right)
+        values = pairs.new_zeros(product.pattern.nnz).index_add(0, product.where, pairs)
+        return self._product(values, product.pattern, left, right)
 
     def _product(
         self, values: Tensor, pattern: Pattern, left: LinearOperator, right: LinearOperator
@@ -368,11 +370,24 @@ class Sparse(LinearOperator):
         elif isinstance(left, Sparse) and left._factors is not None:
             frame, weight = left._factors
             if transposes(frame, right):
-                structure = _congruence(weight.structure.congruence(right.structure), structure)
+                facts = weight.structure.congruence(right.structure)
+                if isinstance(right, Permutation):
+                    facts = facts.join(Structure(positive_definite=weight.positive_definite))
+                structure = _congruence(facts, structure)
         other = left if right is self else right
         derived = self._derived(values, pattern, structure, right.domain, left.codomain, other)
         derived._factors = left, right
         return derived
+
+
+def _entries(A: Sparse | Permutation) -> tuple[Tensor, Pattern]:
+    """Nonzeros and where they are."""
+    if isinstance(A, Sparse):
+        return A.values, A.pattern
+    n = A.shape[0]
+    with plainly():
+        pattern = Pattern(A.order, torch.arange(n + 1, device=A.device), (n, n))
+        return torch.ones(n, dtype=A.dtype, device=A.device), pattern
 
 
 def _congruence(known: Structure, composed: Structure) -> Structure:

@@ -31,7 +31,7 @@ from solvers.sparse.analysis import Analysis, analyse
 from solvers.sparse.cholesky import SparseCholesky
 from solvers.sparse.lu import SparseLU
 from solvers.sparse.matrix import nonzeros_of
-from solvers.structured.block import BlockDiagonal
+from solvers.structured.block import BlockDiagonal, BlockTriangular
 from solvers.structured.circulant import Circulant
 from solvers.structured.diagonal import Diagonal
 from solvers.structured.kronecker import Kronecker
@@ -39,7 +39,7 @@ from solvers.structured.permutation import Permutation
 from solvers.structured.saddle import Saddle
 from solvers.structured.toeplitz import Toeplitz
 from solvers.structured.triangular import Triangular
-from solvers.structured.woodbury import Woodbury
+from solvers.structured.woodbury import Woodbury, update_of
 
 
 def plan_for(A: LinearOperator, request: Request) -> Plan:
@@ -51,8 +51,10 @@ def plan_for(A: LinearOperator, request: Request) -> Plan:
     else:
         found = list(_structured(A, request))
         certain = any(candidate.iteration is None for candidate in found)
-        sparse = nonzeros_of(A)
-        if sparse is not None and not _better_dense(sparse):
+        # What is put together of sparse parts is looked at as one matrix.
+        held = nonzeros_of(A)
+        sparse = None if held is None else looked_up(held)
+        if isinstance(sparse, ops.Sparse) and not _better_dense(sparse):
             found += _sparse(sparse, request)
         elif not certain or n <= 1000:
             found += _dense(A, request)
@@ -67,7 +69,7 @@ def in_a_line(A: LinearOperator) -> str:
     return "; ".join(part for part in (f"{A!r} {dtype}", str(A.structure), A._describe()) if part)
 
 
-# --- structures that have a solver of their own ----------------------------------------------------
+# --- structures that have a solver of their own ---------------------------------------------------
 
 
 def _structured(A: LinearOperator, request: Request) -> Iterator[Candidate]:
@@ -101,29 +103,50 @@ def _structured(A: LinearOperator, request: Request) -> Iterator[Candidate]:
                         setup=sum(first.setup for first in firsts),
                         solve=sum(first.solve + (100 * (first.iteration or 0)) for first in firsts),
                         memory=sum(first.memory for first in firsts))  # fmt: skip
-    if isinstance(A, (ops.LowRankPlusDiagonal, ops.LowRankUpdate)):
-        yield from _woodbury(A, request)
+    if isinstance(A, ops.Block) and not isinstance(A, ops.Saddle):
+        yield from _block_triangular(A, request)
+    yield from _woodbury(A, request)
     if isinstance(A, ops.Saddle):
         yield from _saddle(A, request)
 
 
-def _woodbury(
-    A: ops.LowRankPlusDiagonal | ops.LowRankUpdate, request: Request
-) -> Iterator[Candidate]:
-    n, t = A.shape[0], request.tolerances
-    if isinstance(A, ops.LowRankPlusDiagonal):
-        d = A.diagonal_values.detach()
-        if bool((d == 0).any()):
-            return
-        rank = A.rank
-    else:
-        rank = A.rank
+def _block_triangular(A: ops.Block, request: Request) -> Iterator[Candidate]:
+    rows = A.rows
+    filled = {(i, j) for i, row in enumerate(rows) for j, block in enumerate(row) if block}
+    diagonal = [row[i] for i, row in enumerate(rows) if i < len(row)]
+    square = len(rows) == len(rows[0]) and A._row_sizes == A._column_sizes
+    one_sided = all(i >= j for i, j in filled) or all(i <= j for i, j in filled)
+    if not (square and one_sided and all(block is not None for block in diagonal)):
+        return
+    firsts = [plan_for(block, request).candidates[0] for block in diagonal if block is not None]
     yield Candidate(
-        Woodbury(**t),
+        BlockTriangular(**request.tolerances),
+        "a triangle of blocks: each diagonal block is solved with, one after the other",
+        setup=sum(first.setup for first in firsts),
+        solve=sum(first.solve + 100 * (first.iteration or 0.0) for first in firsts),
+        memory=sum(first.memory for first in firsts),
+    )
+
+
+def _woodbury(A: LinearOperator, request: Request) -> Iterator[Candidate]:
+    found = None if isinstance(A, ops.Diagonal) else update_of(A)
+    if found is None:
+        return
+    n, rank = A.shape[0], found.left.shape[0]
+    setup, solve, memory = 0.0, costs.VECTOR * n, 0.0
+    if isinstance(found.base, ops.Diagonal):
+        if bool((found.base.values == 0).any()):
+            return
+    else:
+        first = plan_for(found.base, request).candidates[0]
+        solve = first.solve + 100 * (first.iteration or 0.0)
+        setup, memory = first.setup + 0.3 * rank * solve, first.memory
+    yield Candidate(
+        Woodbury(**request.tolerances),
         f"rank {rank} plus what is easy to invert: a system of size {rank}",
-        setup=costs.CHOLESKY * (2 * rank * rank * n + rank**3 / 3) + 10 * costs.ITERATION,
-        solve=6 * costs.DENSE_PRODUCT * rank * n + 10 * costs.ITERATION,
-        memory=8.0 * rank * (n + rank),
+        setup=setup + costs.CHOLESKY * (2 * rank * rank * n + rank**3 / 3) + 10 * costs.ITERATION,
+        solve=4 * solve + 6 * costs.DENSE_PRODUCT * rank * n + 10 * costs.ITERATION,
+        memory=memory + 8.0 * rank * (2 * n + rank),
     )
 
 
@@ -140,7 +163,7 @@ def _saddle(A: ops.Saddle, request: Request) -> Iterator[Candidate]:
     )
 
 
-# --- dense ------------------------------------------------------------------------------------------
+# --- dense ----------------------------------------------------------------------------------------
 
 
 def _dense(A: LinearOperator, request: Request) -> Iterator[Candidate]:
@@ -168,7 +191,7 @@ def _forming(A: LinearOperator) -> float:
     return 0.3 * A.shape[1] * product_seconds(A)
 
 
-# --- sparse -----------------------------------------------------------------------------------------
+# --- sparse ---------------------------------------------------------------------------------------
 
 
 def _better_dense(A: ops.Sparse) -> bool:
@@ -223,6 +246,7 @@ def _analysis(A: ops.Sparse) -> Analysis | None:
         return analyse(A)
     ones = ops.Sparse(torch.ones(pattern.nnz, dtype=A.dtype, device=A.device), pattern)
     both = ones + ones.T
+    assert isinstance(both, ops.Sparse)
     return analyse(ops.Sparse(both.values, both.pattern, symmetric=True))
 
 
@@ -232,7 +256,7 @@ def _positive_diagonal(A: LinearOperator) -> bool:
 
 
 def _m_matrix(A: ops.Sparse) -> bool:
-    """Whether entries beside the diagonal are negative or small, and few a row: as of a Laplacian."""
+    """Whether the entries beside the diagonal are few and not positive, as of a Laplacian."""
     values = A.values.detach()
     beside = A.pattern.rows != A.pattern.columns
     off = values[beside]
@@ -241,7 +265,7 @@ def _m_matrix(A: ops.Sparse) -> bool:
     return bool(off.clamp_min(0).sum() <= 1e-2 * off.abs().sum())
 
 
-# --- iterations -------------------------------------------------------------------------------------
+# --- iterations -----------------------------------------------------------------------------------
 
 
 def _iterative(A: LinearOperator, request: Request) -> Iterator[Candidate]:
@@ -307,7 +331,7 @@ def _resorts(A: LinearOperator, request: Request) -> Iterator[Candidate]:
                         memory=40.0 * n * n, resort=True)  # fmt: skip
 
 
-# --- least squares ----------------------------------------------------------------------------------
+# --- least squares --------------------------------------------------------------------------------
 
 
 def _least_squares(A: LinearOperator, request: Request) -> Iterator[Candidate]:
@@ -322,7 +346,7 @@ def _least_squares(A: LinearOperator, request: Request) -> Iterator[Candidate]:
         yield Candidate(QR(**t), f"dense, {'tall' if m > n else 'wide'}, of full rank",
                         formed + costs.QR * long * short**2, solve, 2 * memory)  # fmt: skip
         if m >= 20 * n and n >= 50:
-            yield Candidate(SketchAndPrecondition(**t), "very tall: a sketch makes LSMR short",
+            yield Candidate(SketchAndPrecondition(**t), "very tall: few iterations after a sketch",
                             formed + 2 * costs.DENSE_PRODUCT * m * n + costs.QR * 4 * n**3,
                             20 * (step + costs.DENSE_PRODUCT * n * n), memory)  # fmt: skip
         yield Candidate(SVD(**t), "of any rank, the shortest minimiser",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.dense.matrix import finite_dense, first_failure
+from solvers.dense.matrix import finite_dense, first_failure, symmetrised
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 from solvers.members import batch_of, block_of
 from solvers.solution import NotPositiveDefiniteError, StructureError
@@ -56,8 +56,7 @@ class _PreparedCholesky(PreparedSolver):
                 "or use DenseLU"
             )
         matrix = finite_dense(A, "DenseCholesky")
-        # Only one triangle enters the factorisation, so average the two halves of rounding error.
-        self.factor, codes = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2)
+        self.factor, codes = torch.linalg.cholesky_ex(symmetrised(matrix))
         if failure := first_failure(A, codes):
             name, order = failure
             raise NotPositiveDefiniteError(

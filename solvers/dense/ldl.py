@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.dense.matrix import finite_dense, first_failure
+from solvers.dense.matrix import finite_dense, first_failure, symmetrised
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 from solvers.members import Members, batch_of, block_of
 from solvers.solution import SingularError, StructureError
@@ -94,8 +94,7 @@ class _PreparedLDL(PreparedSolver):
     def __init__(self, solver: DenseLDL, A: LinearOperator) -> None:
         super().__init__(solver, A)
         matrix = finite_dense(A, "DenseLDL")
-        # Only one triangle enters the factorisation, so average the two halves of rounding error.
-        self.factor, self.pivots, codes = torch.linalg.ldl_factor_ex((matrix + matrix.mT) / 2)
+        self.factor, self.pivots, codes = torch.linalg.ldl_factor_ex(symmetrised(matrix))
         if failure := first_failure(A, codes):
             name, block = failure
             raise SingularError(

@@ -25,12 +25,21 @@ def finite_dense(A: LinearOperator, solver: str) -> Tensor:
             "float64"
         )
     matrix = matrices_of(A)
-    finite = torch.isfinite(matrix)
-    if not bool(finite.all()):
-        which = first_failure(A, (~finite).flatten(-2).any(-1))
+    if not matrix.numel():
+        return matrix
+    # NaN comes out at both ends; a sixth of the time of looking at each entry.
+    low, high = torch.aminmax(matrix)
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        which = first_failure(A, (~torch.isfinite(matrix)).flatten(-2).any(-1))
         assert which is not None
         raise ValueError(f"{solver}: the matrix of {which[0]} holds NaN or infinite entries")
     return matrix
+
+
+def symmetrised(matrix: Tensor) -> Tensor:
+    """``(A + A^T) / 2``, a copy: the factorisations read one triangle, so the other counts too."""
+    # Adding what is read by columns takes twice as long as copying it first.
+    return (matrix + matrix.mT.contiguous()).div_(2)
 
 
 def first_failure(A: LinearOperator, codes: Tensor) -> tuple[str, int] | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from operators import LinearOperator
 from solvers.iterative import PreconditionedSolver
-from solvers.krylov.restarted import RestartedIteration, add, dots, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, add, dots, report
 from solvers.linear_solver import PreparedSolver, Progress
 
 
@@ -77,6 +77,11 @@ class _PreparedBiCGStab(RestartedIteration):
             progress.products += 2 * x.shape[1]
             along = dots(shadow, v)
             tiny = eps * shadow_size * torch.linalg.vector_norm(v, dim=0)
+            bad = active & ~torch.isfinite(tiny)
+            if bool(bad.any()):
+                report(progress, *BROKEN)
+                active, sound = active & ~bad, sound & ~bad
+                y, v = torch.where(bad, 0.0, y), torch.where(bad, 0.0, v)
             broken = active & ~(along.abs() > tiny)
             going = active & ~broken
             alpha = torch.where(going, rho / along, 0.0)

@@ -19,6 +19,11 @@ INDEFINITE = (
     "indefinite",
     "met <p, A p> <= 0: A is not positive definite; use MINRES or DenseLDL",
 )
+DIVERGED = (
+    "diverged",
+    "the residual grows without bound: A is singular and b not in its range, or P is not fixed "
+    "(flexible=True); use MINRES or LSMR",
+)
 BAD_PRECONDITIONER = (
     "indefinite",
     "met <r, P r> <= 0: the preconditioner is not positive definite; use another, or GMRES",
@@ -65,13 +70,18 @@ class CG(PreconditionedSolver):
 
     flexible: bool = False
 
+    @property
+    def symmetric_preconditioner(self) -> bool:
+        """Unless `flexible`."""
+        return not self.flexible
+
     def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Bind to A and P; there is nothing to factorise.
 
         Raises
         ------
         StructureError
-            A is not known to be symmetric.
+            A is not known to be symmetric, or P is not.
         """
         if not A.symmetric:
             raise StructureError(
@@ -82,6 +92,10 @@ class CG(PreconditionedSolver):
 
 class _PreparedCG(RestartedIteration):
     solver: CG
+
+    def _growth(self, dtype: torch.dtype) -> float:
+        """The root of the condition number at most, for a definite A: the energy norm descends."""
+        return float(torch.finfo(dtype).eps) ** -0.5
 
     def _sweep(
         self, x: Tensor, residual: Tensor, active: Tensor, targets: Tensor, progress: Progress
@@ -96,6 +110,7 @@ class _PreparedCG(RestartedIteration):
         rr = dots(r, r)
         # A sweep cannot gain more than the precision: then it is time for the truth.
         goal = torch.maximum(targets, torch.finfo(r.dtype).eps * rr.sqrt()) ** 2
+        ceiling = self._growth(r.dtype) ** 2 * rr
         p, Ap, curvature = torch.zeros_like(r), torch.zeros_like(r), torch.ones_like(rr)
         rz = torch.full_like(rr, torch.inf)
         while bool(active.any()):
@@ -118,10 +133,12 @@ class _PreparedCG(RestartedIteration):
             progress.iterations += 1
             progress.products += x.shape[1]
             curvature = dots(p, Ap)
-            bad = active & ~((curvature > 0) & (curvature < torch.inf))
+            bad = active & ~((curvature > 0) & (curvature < torch.inf) & (rr < ceiling))
             if bool(bad.any()):
-                finite = bool(torch.isfinite(curvature[bad]).all())
-                report(progress, *(INDEFINITE if finite else BROKEN))
+                first = int(bad.nonzero()[0])
+                report(
+                    progress, *_reason(float(curvature[first]), bool(rr[first] < ceiling[first]))
+                )
                 active, sound = active & ~bad, sound & ~bad
             step = torch.where(active, rz / curvature, 0.0)
             x.addcmul_(p, step)
@@ -136,6 +153,7 @@ class _PreparedCG(RestartedIteration):
         r = residual.clone()
         rr = float(torch.dot(r, r))
         goal = max(target, torch.finfo(r.dtype).eps * math.sqrt(rr)) ** 2
+        ceiling = self._growth(r.dtype) ** 2 * rr
         p, Ap, curvature, rz = torch.zeros_like(r), torch.zeros_like(r), 1.0, math.inf
         while rr > goal:
             if progress.iterations >= limit:
@@ -154,11 +172,17 @@ class _PreparedCG(RestartedIteration):
             progress.iterations += 1
             progress.products += 1
             curvature = float(torch.dot(p, Ap))
-            if not 0 < curvature < math.inf:
-                report(progress, *(INDEFINITE if math.isfinite(curvature) else BROKEN))
+            if not (0 < curvature < math.inf and rr < ceiling):
+                report(progress, *_reason(curvature, rr < ceiling))
                 return False
             step = rz / curvature
             x.add_(p, alpha=step)
             r.add_(Ap, alpha=-step)
             rr = float(torch.dot(r, r))
         return True
+
+
+def _reason(curvature: float, bounded: bool) -> tuple[str, str]:
+    if not math.isfinite(curvature):
+        return BROKEN
+    return DIVERGED if curvature > 0 and not bounded else INDEFINITE

@@ -15,7 +15,7 @@ from solvers.linear_solver import PreparedSolver, Progress
 
 SINGULAR = (
     "breakdown",
-    "A is singular on the Krylov space: use LSMR or DenseSVD for least squares",
+    "A is singular on the Krylov space: use LSMR or SVD for least squares",
 )
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from operators import LinearOperator
-from operators.algebra import Product
+from operators import Block, Identity, LinearOperator, Product
+from operators.solve_rule import Given
 from solvers.iterative import PreconditionedSolver, PreparedIteration, applied
 from solvers.krylov.restarted import BROKEN, report
-from solvers.linear_solver import PreparedSolver, Progress
+from solvers.least_squares_rule import apply_least_squares
+from solvers.linear_solver import PreparedSolver, Progress, _Plain
 from solvers.preconditioner import as_preconditioner
-from solvers.solution import StructureError
+from solvers.solution import Info, Solution, StructureError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ class LSMR(PreconditionedSolver):
         P of shape ``(n, l)`` on the right: y minimises ``|b - A P y|``, and ``x = P y``. A has to
         have full column rank, where x does not depend on P. Settings, an operator, a solver or a
         prepared solver that stand for a matrix of that shape; its transpose is used too.
+    damping
+        d: x minimises ``|b - A x|^2 + d^2 |x|^2``, the least squares of the rows ``[A; d I]`` with
+        zeros below b. They are what is judged: ``info.residual`` is
+        ``(|b - A x|^2 + d^2 |x|^2)^(1/2) / |b|``, and convergence is by their normal equations.
     maxiter
         Limit on the iterations. None means ten times the smaller of m and n.
     stop_at_maxiter, rtol, atol, strict
@@ -51,8 +56,25 @@ class LSMR(PreconditionedSolver):
     (tensor([0.5000, 0.5000], dtype=torch.float64), True)
     """
 
+    damping: float = 0.0
+
     least_squares: ClassVar[bool] = True
     takes_guess: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.damping < float("inf"):
+            raise ValueError(f"LSMR: damping={self.damping}; expected a number >= 0")
+
+    @property
+    def columnwise(self) -> bool:
+        """Where there is no preconditioner and no damping."""
+        return super().columnwise and not self.damping
+
+    def undamped(self, A: LinearOperator) -> tuple[LinearOperator, LSMR]:
+        """``[A; d I]``, and settings for its least squares."""
+        rows = Block([[A], [self.damping * Identity(A.shape[1], A.dtype, A.device)]])
+        return rows, replace(self, damping=0.0)
 
     def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Bind to A and P; there is nothing to factorise.
@@ -62,12 +84,48 @@ class LSMR(PreconditionedSolver):
         StructureError
             There is a preconditioner, and A has fewer rows than columns.
         """
+        if self.damping:
+            return _PreparedDamped(self, A)
         if self.preconditioner is not None and A.shape[0] < A.shape[1]:
             raise StructureError(
                 f"LSMR: a preconditioner on the right of {A!r} changes which solution is the "
                 "shortest; leave it out, or use solve_transpose of the solver prepared for A.T"
             )
         return _PreparedLSMR(self, A)
+
+
+class _PreparedDamped(PreparedSolver):
+    """Least squares with the rows d I; the residual and its judge are those of all rows."""
+
+    solver: LSMR
+
+    def __init__(self, solver: LSMR, A: LinearOperator) -> None:
+        super().__init__(solver, A)
+        rows, undamped = solver.undamped(A)
+        self.rows = undamped._prepare(rows)
+        self.backend = self.rows.backend
+
+    def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        below = block.new_zeros(self.A.shape[1], block.shape[1])
+        return self.rows._answer(torch.cat([block, below]), targets, transpose=False)
+
+    def _normal_residual(self, operator: LinearOperator, progress: Progress) -> Tensor:
+        one = self if operator is self.A else self._transposed
+        assert isinstance(one, _PreparedDamped)
+        return one.rows._normal_residual(one.rows.A, progress)
+
+    def _differentiable(self, b: Any, guess: Any, transpose: bool) -> Solution:
+        one = self._transposed if transpose and not self.A.symmetric else self
+        assert isinstance(one, _PreparedDamped)
+        A = self.given.T if transpose else self.given
+        nested = not isinstance(b, Tensor) or (not A.codomain.is_flat and A.codomain.holds(b))
+        flat = A.codomain.ravel(b, "b") if nested else b
+        rows, undamped = self.solver.undamped(A)
+        log: list[Info] = []
+        factor = Given(_Plain(one.rows, None, False), undamped, log)
+        below = flat.new_zeros(A.shape[1], *flat.shape[1:])
+        value = apply_least_squares(rows, torch.cat([flat, below]), factor)
+        return Solution(A.domain.unravel(value) if nested else value, log[0])
 
 
 class _PreparedLSMR(PreparedIteration):
@@ -112,21 +170,29 @@ class _PreparedLSMR(PreparedIteration):
             # A sweep cannot gain more than the precision: then it is time for the truth.
             share, goal = (targets / size).clamp_min(eps), (targets * strict).clamp_min(eps)
             y = self._sweep(B, BT, right, active, share, goal, norms if B is A else None, progress)
-            x = x + (y if after is None else applied(after, y))
+            better = x + (y if after is None else applied(after, y))
+            left = block - applied(A, better)
+            finite = torch.isfinite(torch.linalg.vector_norm(left, dim=0))
+            if not bool(finite.all()):
+                report(progress, *BROKEN)
+                active = active & finite
+                better, left = torch.where(finite, better, x), torch.where(finite, left, residual)
+            x, residual = better, left
             # |A^T r| / (|A| |r|), which is what the sweep went by for B.
-            residual = block - applied(A, x)
             old_size, size = size, torch.linalg.vector_norm(residual, dim=0)
             gradient = torch.linalg.vector_norm(applied(AT, residual), dim=0)
-            old_slope, slope = slope, gradient / (norms * size)
+            old_slope, slope = slope, torch.where(gradient == 0, 0.0, gradient / (norms * size))
             progress.products += 2 * block.shape[1]
             active = active & ~((size <= targets) | (slope <= targets))
             if progress.status == "maxiter":
                 break
             lost = active & ~((size < 0.5 * old_size) | (slope < 0.5 * old_slope))
             if bool(lost.any()):
-                finite = bool(torch.isfinite(size).all())
-                detail = "rounding keeps |A^T r| from falling further: loosen rtol, or use QR"
-                report(progress, *(("stagnated", detail) if finite else BROKEN))
+                report(
+                    progress,
+                    "stagnated",
+                    "rounding keeps |A^T r| from falling further: loosen rtol, or use QR",
+                )
                 active = active & ~lost
             strict = torch.where(active, strict * (0.5 * targets / slope).clamp(max=0.5), strict)
         progress.residual = residual
@@ -159,7 +225,7 @@ class _PreparedLSMR(PreparedIteration):
         left, slope, share = beta, alpha * beta, share * beta
         size = alpha if norms is None else norms
         while True:
-            active = active & ~((left <= share) | (slope <= goal * size * left))
+            active = active & (left > share) & (slope > goal * size * left)  # false for NaN
             if not bool(active.any()):
                 break
             if progress.iterations >= limit:

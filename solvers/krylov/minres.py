@@ -46,13 +46,18 @@ class MINRES(PreconditionedSolver):
     (tensor([ 1.0000, -0.5000,  0.2500], dtype=torch.float64), 3)
     """
 
+    @property
+    def symmetric_preconditioner(self) -> bool:
+        """True."""
+        return True
+
     def _prepare(self, A: LinearOperator) -> PreparedSolver:
         """Bind to A and P; there is nothing to factorise.
 
         Raises
         ------
         StructureError
-            A is not known to be symmetric.
+            A is not known to be symmetric, or P is not.
         """
         if not A.symmetric:
             raise StructureError(
@@ -64,6 +69,10 @@ class MINRES(PreconditionedSolver):
 
 class _PreparedMINRES(RestartedIteration):
     solver: MINRES
+
+    def _growth(self, dtype: torch.dtype) -> float:
+        """With P it is ``<r, P r>`` that descends, and not ``|r|``."""
+        return 1.0 if self.preconditioner is None else float(torch.finfo(dtype).eps) ** -0.5
 
     def _sweep(
         self, x: Tensor, residual: Tensor, active: Tensor, targets: Tensor, progress: Progress
@@ -107,9 +116,11 @@ class _PreparedMINRES(RestartedIteration):
                 report(
                     progress,
                     "breakdown",
-                    "A is singular and b not in its range: use DenseSVD or LSMR for least squares",
+                    "A is singular and b not in its range: use SVD or LSMR for least squares",
                 )
                 active, sound = active & ~singular, sound & ~singular
+            if not bool(active.any()):
+                break
             pivot = torch.where(active, pivot, 1.0)
             c_old, s_old, c, s = c, s, second / pivot, size / pivot
             w_old, w = w, (z - above * w_old - first * w) / pivot

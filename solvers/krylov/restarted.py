@@ -33,6 +33,10 @@ class RestartedIteration(PreparedIteration):
         "preconditioner or float64"
     )
 
+    def _growth(self, dtype: torch.dtype) -> float:
+        """A sweep that raises the true residual by more than this is taken back."""
+        return 1.0
+
     @cached_property
     def _vector_product(self) -> Callable[[Tensor], Tensor]:
         return vector_product(self.A)
@@ -64,19 +68,24 @@ class RestartedIteration(PreparedIteration):
         size = torch.linalg.vector_norm(block, dim=0)
         active = size > targets
         while bool(active.any()):
+            start = x.clone()
             sound = self._sweep(x, residual, active, targets, progress)
-            residual = block - applied(self.A, x)
+            measured = block - applied(self.A, x)
             progress.products += block.shape[1]
-            previous, size = size, torch.linalg.vector_norm(residual, dim=0)
+            found = torch.linalg.vector_norm(measured, dim=0)
+            worse = ~(found <= size * self._growth(block.dtype))  # NaN lands here too
+            if bool(worse.any()):
+                if not bool(torch.isfinite(found).all()):
+                    report(progress, *BROKEN)
+                x, measured = torch.where(worse, start, x), torch.where(worse, residual, measured)
+                found = torch.where(worse, size, found)
+            previous, size, residual = size, found, measured
             active = active & sound & ~(size <= targets)
             if progress.status == "maxiter":
                 break
-            lost = active & ~(size < self.worthwhile * previous)  # NaN lands here too
+            lost = active & ~(size < self.worthwhile * previous)
             if bool(lost.any()):
-                if bool(torch.isfinite(size).all()):
-                    report(progress, "stagnated", self.stagnation)
-                else:
-                    report(progress, *BROKEN)
+                report(progress, "stagnated", self.stagnation)
                 active = active & ~lost
         progress.residual = residual
         return x, progress

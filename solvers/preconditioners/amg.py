@@ -215,9 +215,10 @@ class Multigrid(ApproximateInverse):
 
     def _apply(self, block: Tensor, transpose: bool) -> Tensor:
         cycle = self.transposed if transpose and not self.symmetric else self.forward
+        if not 1 < block.shape[1] < NARROW:
+            return on_arrays(cycle, block)
         # Scipy's products take two columns apart faster than together.
-        chunks = block.split(1, 1) if block.shape[1] < NARROW else (block,)
-        return torch.cat([on_arrays(cycle, chunk) for chunk in chunks], 1)
+        return torch.cat([on_arrays(cycle, column) for column in block.split(1, 1)], 1)
 
     def _cost(self) -> Cost:
         # Products with A on each level: the smoother's, and two for residuals.

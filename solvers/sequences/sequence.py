@@ -194,7 +194,7 @@ class LinearSystemSequence:
         work = self._prepared(A, arm)
         kept, prepared = self._kept[arm], self._kept[arm].prepared
         guess, start = None, 1.0
-        if prepared.solver.takes_guess and not prepared.solver.least_squares:
+        if prepared.solver.takes_guess and not prepared.solver.minimises(prepared.A):
             plain = numbers(A, "LinearSystemSequence")
             guess, start = self._starts[transpose].guess(plain.T if transpose else plain, b)
         try:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
-from operators import Dense, Gram, LinearOperator, Sparse
+from operators import LinearOperator, Sparse
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 from solvers.matrix import numbers
 from solvers.members import Members
@@ -24,6 +23,7 @@ from solvers.solution import (
 from solvers.sparse import cholmod
 from solvers.sparse.analysis import symbolic_of
 from solvers.sparse.cholmod import Factor, Mode, NotDefinite, Ordering, Symbolic
+from solvers.sparse.low_rank_change import columns_of, csc_of_columns, with_gram
 from solvers.sparse.matrix import csc_of, not_tracked, solved, sparse_of
 from solvers.sparse.superlu import SuperLU
 
@@ -242,8 +242,8 @@ class PreparedCholesky(PreparedSolver):
         A copy of L, and then ``O(sum_j |L_:j|)`` over the columns j that are reached in the
         elimination tree from the nonzeros of C, for each column of C (Davis and Hager, 1999,
         doi:10.1137/S0895479897321076). The first change of a supernodal factor makes it simplicial,
-        ``L D L^T``. Places that A did not have fill in; for a C that is full, factorise
-        anew. Solutions are differentiable with respect to C too.
+        ``L D L^T``. Places that A did not have fill in: for a C that is full, factorise anew.
+        Solutions are differentiable with respect to C too.
         """
         return self._changed(C, "rank_update", subtract=False)
 
@@ -258,52 +258,26 @@ class PreparedCholesky(PreparedSolver):
         return self._changed(C, "rank_downdate", subtract=True)
 
     def _changed(self, C: Tensor | Sparse, where: str, *, subtract: bool) -> PreparedCholesky:
-        factor, change = self.factor, _columns(C, where, self.A)
+        start, factor = time.perf_counter(), self.factor
+        change = columns_of(C, where, self.A)
         if isinstance(factor, SuperLU):
             raise MissingLibraryError(f"{where} needs CHOLMOD, but {cholmod.INSTALL}")
         changed = object.__new__(PreparedCholesky)
         plain = numbers(change, where)
-        PreparedSolver.__init__(changed, self.solver, _plus(self.A, plain, subtract))
-        changed.given = _plus(self.given, change, subtract)
+        PreparedSolver.__init__(changed, self.solver, with_gram(self.A, plain, subtract))
+        changed.given = with_gram(self.given, change, subtract)
         changed.pattern, changed.symbolic = self.pattern, self.symbolic
         changed._changes = (*self._changes, (C, subtract))
         changed._original = self.given if self._original is None else self._original
         changed._detail = self._detail
         if factor is not None:
             try:
-                factor = factor.updated(_csc(plain, where), subtract=subtract)
+                factor = factor.updated(csc_of_columns(plain, where), subtract=subtract)
             except NotDefinite as error:
                 raise changed._indefinite(error.position) from None
         changed._hold(factor)
+        changed.setup_seconds = time.perf_counter() - start
         return changed
-
-
-def _columns(C: Tensor | Sparse, where: str, A: LinearOperator) -> LinearOperator:
-    """C as an operator, looked at."""
-    if not isinstance(C, (Tensor, Sparse)) or (isinstance(C, Tensor) and C.layout != torch.strided):
-        raise TypeError(
-            f"{where}: C is {C.layout if isinstance(C, Tensor) else type(C).__name__}; expected a "
-            "dense tensor (n, k) or an operators.Sparse"
-        )
-    if len(C.shape) != 2 or C.shape[0] != A.shape[0]:
-        raise ValueError(f"{where}: C has shape {tuple(C.shape)}; expected ({A.shape[0]}, k)")
-    if C.dtype != A.dtype or C.device != A.device:
-        raise TypeError(f"{where}: C is {C.dtype} on {C.device}; expected {A.dtype} on {A.device}")
-    return C if isinstance(C, Sparse) else Dense(C)
-
-
-def _csc(C: LinearOperator, where: str) -> Any:
-    if isinstance(C, Sparse):
-        return csc_of(C, where, torch.float64)
-    dense = C.to_dense().detach().to(device="cpu", dtype=torch.float64).numpy()
-    if not np.isfinite(dense).all():
-        raise ValueError(f"{where}: C holds NaN or infinite entries; expected finite numbers")
-    return scipy.sparse.csc_array(dense)
-
-
-def _plus(A: LinearOperator, C: LinearOperator, subtract: bool) -> LinearOperator:
-    gram = Gram(C.T)
-    return A - gram if subtract else A + gram
 
 
 def _replayed(

@@ -122,7 +122,7 @@ class _PreparedNeumann(PreparedSolver):
         if not finite:
             return "a product with A is not finite"
         if self.step.doubt:
-            return f"the terms grow, as they do at any step size: {self.step.doubt}"
+            return f"the terms grow, and {self.step.doubt}"
         return (
             f"the terms grow: {self.step.source} exceeds 2 / L, or A is not positive definite; "
             "take a smaller one, or another solver"

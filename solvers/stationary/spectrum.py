@@ -66,7 +66,8 @@ def spectrum(
     value is ``O((log n / k)^2)`` after k steps, whatever the spectrum; that of the power method is
     ``log n / k`` (Kuczynski and Wozniakowski, 1992, doi:10.1137/0613066). With 10 steps `largest`
     was between 0.97 and 1.05 times the largest eigenvalue on all spectra that were tried, 10000
-    equidistant ones among them. Costs ``4 n k^2`` flops besides; holds ``2 n k`` numbers.
+    equidistant ones among them. Costs ``4 n k^2`` flops besides; holds ``n k`` numbers, with a
+    preconditioner twice as many.
     """
     H, definite = _hessenberg(A, steps, preconditioner, preconditioner is not None, seed)
     if H.shape[-1] == 0:
@@ -97,7 +98,7 @@ def safe_step(
     -------
     tuple
         Steps ``(B,)``, and the least real part of a Ritz value ``(B,)``: where that is not
-        positive, there is no such step, and the one that is returned is ``0.9 / |P A|``.
+        positive, the Krylov space shows no such step, and ``0.9 / |P A|`` is returned.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def safe_step(
     (``1 / L`` of a symmetric positive definite M); 0.9 of this half is taken, with the minimum over
     the Krylov space, where the Hessenberg matrix of the Arnoldi process tells it. So the step
     contracts unless the true minimum is less than 0.45 of that. Where ``<v, M v>`` has both signs
-    there, no step contracts in this norm, and the Ritz values z decide by
+    there, or almost, no step contracts in this norm, and the Ritz values z decide by
     ``|1 - alpha z| < 1``: 0.9 of half of ``min 2 Re z / |z|^2``; powers of ``I - alpha M`` may then
     grow before they decay.
     """
@@ -128,9 +129,9 @@ def safe_step(
     whitened = torch.linalg.solve_triangular(factor, H.mT, upper=False)
     by_norm = 1 / torch.linalg.matrix_norm(whitened, 2).square()
     norm = torch.linalg.matrix_norm(H, 2)
-    fallback = torch.where(norm > 0, 1 / norm, 1.0)
-    step = torch.where(real > 0, by_spectrum, fallback)
-    return 0.9 * torch.where(failed == 0, by_norm, step), real
+    step = torch.where(real > 0, by_spectrum, torch.where(norm > 0, 1 / norm, 1.0))
+    contracts = (failed == 0) & (by_norm * norm > 1e-8)
+    return 0.9 * torch.where(contracts, by_norm, step), real
 
 
 def _hessenberg(
@@ -147,7 +148,8 @@ def _hessenberg(
     k = min(steps, n)
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(n, count, generator=generator, dtype=torch.float64).to(A.dtype).to(A.device)
-    basis, images = w.new_zeros(count, k, n), w.new_zeros(count, k, n)
+    basis = w.new_zeros(count, k, n)
+    images = torch.zeros_like(basis) if energy else basis
     alive = definite = w.new_ones(count, dtype=torch.bool)
     scale = w.new_zeros(count)
     columns: list[Tensor] = []

@@ -43,6 +43,8 @@ class Splitting:
         D has zeros, and M no inverse.
     ValueError
         A holds NaN or infinite entries.
+    TypeError
+        A has a dtype that the back-end does not take.
 
     Notes
     -----
@@ -66,6 +68,10 @@ class Splitting:
         self._superlu: Any = None
         if isinstance(A, Sparse):
             A.check_claims()
+            if A.dtype not in (torch.float32, torch.float64):
+                raise TypeError(
+                    f"{A!r} is {A.dtype}; SuperLU takes float32 and float64: convert it"
+                )
             if not bool(torch.isfinite(A.values).all()):
                 raise ValueError(f"the matrix of {A!r} holds NaN or infinite entries")
             diagonal = A._exact_diagonal()

@@ -81,12 +81,12 @@ class StepSize:
         if not A.symmetric:
             values, real = safe_step(A, steps)
             source = f"step_size {span(values)}, for which I - step_size A contracts, {how}"
-            what = "A has eigenvalues with Re <= 0: the real part of a Ritz value"
-            return cls(values, source, doubt=_doubt(what, real, values))
+            return cls(values, source, doubt=_doubt("perhaps no step size will do", real, values))
         ends = spectrum(A, steps)
         largest = torch.maximum(ends.largest, -ends.smallest)
         values = torch.where(largest > 0, 1 / largest, 1.0)
-        doubt = _doubt("A is not positive definite: <v, A v> / <v, v>", ends.smallest, values)
+        hopeless = "no step size will do, as A is not positive definite"
+        doubt = _doubt(hopeless, ends.smallest, values)
         source = f"step_size {span(values)} = 1 / L {how}"
         return cls(values, source, ends, doubt)
 
@@ -103,6 +103,7 @@ def span(values: Tensor) -> str:
 
 
 def _doubt(what: str, lowest: Tensor, step: Tensor) -> str:
-    # Rounding aside, for eigenvalues of the size of 1 / step.
-    refuted = bool((lowest < -1e-6 / step).any())
-    return f"{what} is {float(lowest.min()):.3g}" if refuted else ""
+    # Rounding aside, of Ritz values up to about 1 / step.
+    if not bool((lowest < -1e-6 / step).any()):
+        return ""
+    return f"{what}: a Ritz value has real part {float(lowest.min()):.3g}"

@@ -96,7 +96,7 @@ class Update(NamedTuple):
     definite: bool
 
 
-def _update_of(A: LinearOperator) -> Update | None:
+def update_of(A: LinearOperator) -> Update | None:
     """What A is as an update of low rank; None where it holds none."""
     if isinstance(A, LowRankPlusDiagonal):
         base = DiagonalOperator(A.diagonal_values, A.domain)
@@ -108,7 +108,7 @@ def _update_of(A: LinearOperator) -> Update | None:
         return Update(DiagonalOperator(A.scale, A.domain), A.left, A.right, False)
     if isinstance(A, Sum):
         for term, other in ((A.left, A.right), (A.right, A.left)):
-            found = _update_of(term)
+            found = update_of(term)
             if found is not None:
                 # Zeros would only hide what the other term is.
                 values = getattr(found.base, "values", None)
@@ -122,7 +122,7 @@ def _update_of(A: LinearOperator) -> Update | None:
 class _PreparedWoodbury(PreparedSolver):
     def __init__(self, solver: Woodbury, A: LinearOperator) -> None:
         super().__init__(solver, A)
-        found = _update_of(A)
+        found = update_of(A)
         if found is None and isinstance(A, DiagonalOperator):
             none = A.values.new_zeros(0, A.shape[0])
             found = Update(A, none, none, A.positive_definite)

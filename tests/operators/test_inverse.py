@@ -167,9 +167,7 @@ FAMILIES = {
     ),
     "Fisher by the variance": Family(
         torch.tensor(0.7, dtype=F64),
-        lambda s: ops.Fisher(
-            linear_model, ops.Gaussian(variance=s), POINT, INPUTS, damping=1.0
-        ),
+        lambda s: ops.Fisher(linear_model, ops.Gaussian(variance=s), POINT, INPUTS, damping=1.0),
         lambda s: of_outputs((torch.eye(2, dtype=F64) / (5 * s)).expand(5, 2, 2)),
         CHOLESKY,
     ),
@@ -777,7 +775,6 @@ class TestModulesByFunctionalCall:
         y = dict(self.module.named_parameters())
         A = Hessian(self.loss(self.module), y, torch.tensor(0.5, dtype=F64))
         close(A @ (Inverse(A, CHOLESKY) @ sampled(2)), sampled(2))
-
 
     @pytest.mark.parametrize("where", ["closure", "global"])
     def test_parameters_that_were_moved_on(self, where):

@@ -73,9 +73,7 @@ MEMBERS: dict[str, Callable[[int], LinearOperator]] = {
     "LowRankUpdate": lambda s: ops.LowRankUpdate(
         sampled(2, 3, seed=s), sampled(2, 3, seed=s + 50), 2.0
     ),
-    "LBFGSInverse": lambda s: ops.LBFGSInverse(
-        sampled(2, 3, seed=s), sampled(2, 3, seed=s), 2.0
-    ),
+    "LBFGSInverse": lambda s: ops.LBFGSInverse(sampled(2, 3, seed=s), sampled(2, 3, seed=s), 2.0),
     "KFAC": lambda s: ops.KFAC(
         {"": (spd(1, s), spd(3, s + 50))}, ops.Space.of({"weight": sampled(1, 3)}), 0.5
     ),
@@ -357,9 +355,7 @@ class TestModelsAndTheirLosses:
             ops.Stacked([member(loss) for loss in losses])
         one, other = torch.nn.Linear(3, 2).double(), torch.nn.Linear(3, 2).double()
         with pytest.raises(ValueError, match="differ in more than the values"):
-            ops.Stacked(
-                [ops.GaussNewton(net, "mse", None, self.x, self.t) for net in (one, other)]
-            )
+            ops.Stacked([ops.GaussNewton(net, "mse", None, self.x, self.t) for net in (one, other)])
 
 
 class TestRefusals:

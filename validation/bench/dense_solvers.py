@@ -7,8 +7,6 @@ from torch import Tensor
 
 import operators as ops
 import solvers
-from solvers.dense.qr import QR
-from solvers.dense.svd import SVD
 from validation.bench.timing import Bench
 
 BATCH, SMALL = 256, 32
@@ -63,7 +61,7 @@ def least_squares(bench: Bench) -> None:
     for m, n in ((60, 20), (2000, 200)):
         A, b = _sampled(m, n), _sampled(m)
         given = ops.Dense(A)
-        for solver, driver in ((QR(), "gels"), (SVD(), "gelsd")):
+        for solver, driver in ((solvers.QR(), "gels"), (solvers.SVD(), "gelsd")):
             bench.compare(
                 f"{type(solver).__name__}, least squares {m} x {n}, float64",
                 {

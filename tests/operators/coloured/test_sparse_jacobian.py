@@ -1,5 +1,7 @@
 """Sparse Jacobians and Hessians against dense ones by torch.func, and their derivatives."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -132,8 +134,8 @@ def test_moving_detects_and_colours_nothing(kind, monkeypatch):
 
     refused = {
         derivative_plan: ("detect", "probe"),
-        sparse_jacobian: ("jacobian_colouring", "jacobian_recovery", "sparsity_of", "verify"),
-        sparse_hessian: ("symmetric_colouring", "symmetric_recovery", "sparsity_of", "verify"),
+        sparse_jacobian: ("jacobian_colouring", "jacobian_recovery", "sparsity_of"),
+        sparse_hessian: ("symmetric_colouring", "symmetric_recovery", "sparsity_of"),
     }
     for module, names in refused.items():
         for name in names:
@@ -306,6 +308,144 @@ def test_a_pattern_that_misses_entries_is_caught():
     for mode in ("forward", "reverse"):
         with pytest.raises(ValueError, match="sparsity misses entries"):
             SparseJacobian(bratu, u, sparsity=less, mode=mode)
+
+
+def limited(u):
+    out = u**2
+    out[u > 0] = 1.0
+    return out
+
+
+def test_flags_that_change_with_the_point():
+    A = SparseJacobian(limited, torch.tensor([1.0, -1.0, 1.0], dtype=DOUBLE))
+    u = torch.tensor([-1.0, -2.0, -3.0], dtype=DOUBLE)
+    assert torch.equal(A.at(u).to_dense(), torch.diag(2 * u))
+
+
+class TestMovedPatternsAreTried:
+    """A pattern that was given, or that indices among the arguments steer, may miss entries."""
+
+    u = torch.tensor([0.0, 1.0, 2.0], dtype=DOUBLE)
+
+    @staticmethod
+    def coupled(u):
+        return u**2 + u[0] * u.roll(1)
+
+    def test_given(self):
+        # At u_0 = 0 the coupling has no derivative but in the first column.
+        given = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]])
+        for mode in ("forward", "reverse"):
+            A = SparseJacobian(self.coupled, self.u, sparsity=given, mode=mode)
+            A.at(2 * self.u)
+            with pytest.raises(ValueError, match=r"sparsity misses entries .* residual"):
+                A.at(self.u + 1)
+            A.at(self.u + 1, verify=False)
+
+    def test_hessian(self):
+        def loss(u):
+            return (u**2).sum() + u[0] ** 2 * u[1] ** 2
+
+        at = torch.zeros(3, dtype=DOUBLE)
+        H = SparseHessian(loss, at, sparsity=torch.eye(3))
+        with pytest.raises(ValueError, match=r"sparsity misses entries .* loss"):
+            H.at(at + 1)
+        H.at(at + 1, verify=False)
+
+    def test_indices_among_the_arguments(self):
+        A = SparseJacobian(lambda u, order: u[order] ** 2, self.u + 1, torch.tensor([0, 1, 2]))
+        with pytest.raises(ValueError, match="sparsity misses entries"):
+            A.at(self.u + 1, torch.tensor([1, 2, 0]))
+
+    def test_inside_transforms(self):
+        given = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]])
+        A = SparseJacobian(self.coupled, self.u, sparsity=given)
+        for transform in (torch.func.grad, torch.func.hessian, torch.func.jacfwd):
+            transform(lambda u: A.at(u).values.sum())(2 * self.u)
+            with pytest.raises(ValueError, match="sparsity misses entries"):
+                transform(lambda u: A.at(u).values.sum())(self.u + 1)
+
+    @pytest.mark.parametrize("chunk_size", [1, 2, None])
+    def test_a_pattern_without_entries(self, chunk_size):
+        none = torch.zeros(3, 3)
+        SparseJacobian(lambda u: 0.0 * u, self.u, sparsity=none, chunk_size=chunk_size)
+        with pytest.raises(ValueError, match="sparsity misses entries"):
+            SparseJacobian(lambda u: u**2, self.u, sparsity=none, chunk_size=chunk_size)
+
+
+class TestMadeInsideSeveralTransforms:
+    u = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=DOUBLE)
+    v = torch.tensor([1.0, -1.0, 2.0, 0.5], dtype=DOUBLE)
+
+    @staticmethod
+    def function(u):
+        return u[1:] ** 3 * u[:-1]
+
+    @staticmethod
+    def loss(u):
+        return (u[1:] ** 3 * u[:-1] ** 2).sum()
+
+    def pair(self, kind):
+        if kind == "jacobian":
+            return (
+                lambda u: (SparseJacobian(self.function, u) @ self.v).sum(),
+                lambda u: torch.func.jvp(self.function, (u,), (self.v,))[1].sum(),
+            )
+        return (
+            lambda u: (SparseHessian(self.loss, u) @ self.v).sum(),
+            lambda u: torch.func.jvp(torch.func.grad(self.loss), (u,), (self.v,))[1].sum(),
+        )
+
+    @pytest.mark.parametrize("kind", ["jacobian", "hessian"])
+    def test_second_derivatives(self, kind):
+        ours, theirs = self.pair(kind)
+        grad, jacfwd, jacrev = torch.func.grad, torch.func.jacfwd, torch.func.jacrev
+        for second in (torch.func.hessian, lambda f: jacrev(grad(f)), lambda f: jacfwd(grad(f))):
+            torch.testing.assert_close(second(ours)(self.u), second(theirs)(self.u))
+
+    @pytest.mark.parametrize("kind", ["jacobian", "hessian"])
+    def test_an_unrelated_transform_around(self, kind):
+        ours, theirs = self.pair(kind)
+        x = torch.tensor(1.0, dtype=DOUBLE)
+
+        def nested(f):
+            return torch.func.grad(lambda x: x * torch.func.grad(f)(self.u).sum())(x)
+
+        torch.testing.assert_close(nested(ours), nested(theirs))
+
+
+class NoForwardMode(torch.autograd.Function):
+    """The square, with a backward and no jvp."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u):
+        return u**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, *outputs):
+        return 2 * ctx.saved_tensors[0] * outputs[0]
+
+
+@pytest.mark.parametrize("sparsity", ["detect", "probe", torch.eye(4)], ids=["d", "p", "given"])
+def test_reverse_mode_needs_no_forward_mode(sparsity):
+    u = draw(4)
+    A = SparseJacobian(NoForwardMode.apply, u, sparsity=sparsity, mode="reverse")
+    assert torch.equal(A.to_dense(), torch.diag(2 * u))
+    assert torch.equal(A.at(u + 1).to_dense(), torch.diag(2 * (u + 1)))
+
+
+def test_settings_of_the_probe():
+    u = draw(12)
+    find = partial(probe, failure_probability=1e-3, seed=3)
+    A = SparseJacobian(banded, u, sparsity=find)
+    assert A.plan.sparsity.source == "probed"
+    assert A.plan.sparsity.failure_probability == 1e-3
+    torch.testing.assert_close(A.to_dense(), dense(banded, u))
 
 
 def test_errors_name_the_argument():

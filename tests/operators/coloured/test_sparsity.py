@@ -103,6 +103,10 @@ FUNCTIONS = [
 ]
 
 
+def banded(u):
+    return torch.nn.functional.pad(u, (1, 1))[2:] * u + u**2
+
+
 def flat(function):
     return lambda v: function(v.reshape(SIDE, SIDE)).reshape(-1)
 
@@ -152,6 +156,110 @@ def test_an_unknown_operation_joins_all_and_is_named():
     pattern = dense(found.pattern)
     assert pattern[:2, [0, 1, 4, 5]].all()
     assert pattern[2].nonzero().tolist() == [[15]]
+
+
+def limited(u):
+    out = u**2
+    out[u > 0] = 1.0
+    return out
+
+
+def departed(u):
+    points = torch.arange(len(u), dtype=u.dtype)
+    return u[(points - u).floor().long().clamp(0, len(u) - 1)] * u
+
+
+# Where entries go to or come from depends on values of u.
+STEERED = {
+    "sorted indices": lambda u: u[u.argsort()],
+    "gather": lambda u: u.gather(0, u.argsort()),
+    "take_along_dim": lambda u: u.take_along_dim(u.argsort(), 0),
+    "take": lambda u: u.take(u.argsort()),
+    "index_select": lambda u: u.index_select(0, u.argsort()),
+    "scatter": lambda u: torch.zeros_like(u).scatter(0, u.argsort(), u),
+    "scatter_add": lambda u: torch.zeros_like(u).scatter_add(0, (u > 0).long(), u),
+    "index_add": lambda u: torch.zeros_like(u).index_add(0, (u > 0).long(), u),
+    "index_put, added": lambda u: torch.zeros_like(u).index_put(
+        ((u > 0).long(),), u, accumulate=True
+    ),
+    "index_copy": lambda u: torch.zeros_like(u).index_copy(0, u.argsort(), u),
+    "masked_scatter": lambda u: torch.zeros_like(u).masked_scatter(u > 0, u),
+    "a departure point": departed,
+    "a maximum's gradient": torch.func.grad(lambda u: u.max(0).values ** 2 + (u**2).sum()),
+    "a sort's gradient": torch.func.grad(
+        lambda u: (u.sort().values * torch.arange(len(u))).square().sum()
+    ),
+    "a rounded index in a matrix": lambda u: u.reshape(2, 3)[:, u[:3].round().long().clamp(0, 2)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:the dependences of", "ignore:There is a performance drop")
+@pytest.mark.parametrize("which", STEERED)
+def test_indices_that_are_computed_from_the_argument(which):
+    """What is found at one point holds at every other."""
+
+    def function(u):
+        return STEERED[which](u).reshape(-1)
+
+    at = torch.tensor([0.3, -0.5, 1.2, -2.0, 0.9, 2.0], dtype=torch.float64)
+    found = dense(detect(function, at).pattern)
+    for seed in range(8):
+        u = torch.randn(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert not ((torch.func.jacrev(function)(2 * u) != 0) & ~found).any()
+
+
+def test_operations_that_are_steered_are_named():
+    with pytest.warns(UserWarning, match="gather by indices that vary"):
+        found = detect(STEERED["gather"], torch.zeros(3))
+    assert found.unknown == ("gather by indices that vary",)
+
+
+def test_flags_that_fill_entries_join_nothing():
+    """Each entry is kept or filled, whatever the flags are."""
+    x = torch.tensor(2.0, dtype=torch.float64)
+    at = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
+    diagonal = torch.eye(3, dtype=torch.bool)
+    fill = lambda u: torch.where(u > 0, u**2, 0.0)  # noqa: E731
+    for function in (limited, fill, lambda u: (u**2).masked_fill(u > 0, 1.0)):
+        assert torch.equal(dense(detect(function, at).pattern), diagonal)
+
+    def filled_by_the_first(u):
+        out = u**2 * x
+        out[u > 0] = u[0]
+        return out
+
+    diagonal[:, 0] = True
+    assert torch.equal(dense(detect(filled_by_the_first, at).pattern), diagonal)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda u: u[u > 0].sum() * u,
+        lambda u: u[torch.where(u > 0)[0]].sum() * u,
+        lambda u: u.masked_select(u > 0).sum() * u,
+        lambda u: u.repeat_interleave((u > 0).long() + 1)[:2],
+    ],
+)
+def test_sizes_that_depend_on_values_are_refused(function):
+    with pytest.raises(ValueError, match=r"size that depends on values .* torch\.where"):
+        detect(function, torch.tensor([1.0, -1.0, 1.0]))
+
+
+def test_indices_that_do_not_depend_on_the_argument_stay_sharp():
+    order, flags = torch.tensor([2, 0, 1]), torch.tensor([True, False, True])
+    c = torch.tensor([0.5, -0.5, 1.0])
+    function = lambda u: torch.cat([u[order], u[flags], u[c.argsort()]])  # noqa: E731
+    assert dense(detect(function, torch.zeros(3)).pattern).sum() == 8
+    blank = lambda u: u[torch.zeros_like(u).long()]  # noqa: E731
+    assert dense(detect(blank, torch.zeros(3)).pattern).sum() == 3
+
+
+@pytest.mark.parametrize("function", [banded, lambda u: u[1:] * u[:-1], torch.sin])
+def test_probing_by_sweeps_back_finds_the_same(function):
+    u = torch.zeros(9, dtype=torch.float64)
+    forward, back = (probe(function, u, back=sweeps_back).pattern for sweeps_back in (False, True))
+    assert torch.equal(dense(forward), dense(back))
 
 
 @pytest.mark.filterwarnings("ignore:the dependences of")

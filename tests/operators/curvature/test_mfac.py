@@ -324,9 +324,7 @@ class TestInverse:
             leaf.requires_grad_()
         gradients = torch.autograd.grad((inverse @ x).sum(), leaves)
         expected = torch.func.grad(
-            lambda G, l: torch.linalg.solve(
-                l * torch.eye(5, dtype=FLOAT64) + G.T @ G / 3, x
-            ).sum(),
+            lambda G, c: torch.linalg.solve(c * torch.eye(5, dtype=FLOAT64) + G.T @ G / 3, x).sum(),
             (0, 1),
         )(G, torch.tensor(0.5, dtype=FLOAT64))
         for actual, wanted in zip(gradients, expected, strict=True):

@@ -286,3 +286,173 @@ def test_products_that_are_not_finite_are_not_called_indefinite(solver):
     assert not info.converged
     with pytest.raises(ValueError, match="not finite"):
         solvers.Neumann().prepare(A)
+
+
+class Counted(ops.LinearOperator):
+    """An operator that counts the columns that it multiplies."""
+
+    def __init__(self, A: ops.LinearOperator) -> None:
+        super().__init__(A.domain, A.codomain, A.structure)
+        self.A, self.columns = A, 0
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        self.columns += 1
+        return self.A._matvec(v)
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        self.columns += block.shape[1]
+        return self.A._matmat(block)
+
+
+class TestPreconditioned:
+    A = definite(torch.logspace(0, 4, 60, dtype=FLOAT64))
+    b = sampled(60, 3, seed=5)
+
+    def close_inverse(self, error: float = 0.1) -> ops.Dense:
+        """``C M C`` with ``C = A^(-1/2)`` and M near the identity, whose eigenvalues P A has."""
+        values, basis = torch.linalg.eigh(self.A.matrix)
+        C = basis @ torch.diag(values**-0.5) @ basis.T
+        P = C @ spd(torch.linspace(1, 1 + error, 60, dtype=FLOAT64), 3) @ C
+        return ops.Dense((P + P.T) / 2, positive_definite=True)
+
+    def test_iterates_are_those_of_the_symmetric_preconditioned_system(self):
+        """CG on ``L^T A L y = L^T b`` with ``P = L L^T``, ``x = L y``."""
+        P = self.close_inverse(0.5)
+        L = torch.linalg.cholesky(P.matrix)
+        inner = L.T @ self.A.matrix @ L
+        inner = ops.Dense((inner + inner.T) / 2, symmetric=True)
+        b = self.b[:, 0]
+        for k in (1, 2, 5):
+            solver = CG(rtol=0.0, maxiter=k, stop_at_maxiter=True, preconditioner=P)
+            x = solver.prepare(self.A).solve(b).value
+            y = truncated(inner, L.T @ b, k)
+            torch.testing.assert_close(x, L @ y, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("flexible", [False, True])
+    @pytest.mark.parametrize("columns", [1, 3])
+    def test_fewer_iterations_to_the_same_solution(self, flexible, columns):
+        b = self.b[:, :columns]
+        plain = CG(rtol=1e-10, strict=True).prepare(self.A).solve(b)
+        solver = CG(rtol=1e-10, strict=True, preconditioner=self.close_inverse(), flexible=flexible)
+        x, info = solver.prepare(self.A).solve(b)
+        assert info.iterations < 10 < 60 < plain.info.iterations
+        expected = torch.linalg.solve(self.A.matrix, b)
+        torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-8)
+
+    def test_flexible_makes_the_same_iterates_where_the_preconditioner_is_fixed(self):
+        settings = {"rtol": 0.0, "maxiter": 6, "stop_at_maxiter": True}
+        P = self.close_inverse(0.5)
+        plain = CG(**settings, preconditioner=P).prepare(self.A).solve(self.b).value
+        flexible = CG(**settings, preconditioner=P, flexible=True).prepare(self.A).solve(self.b)
+        torch.testing.assert_close(flexible.value, plain, rtol=1e-8, atol=1e-11)
+
+    @pytest.mark.parametrize("columns", [1, 3])
+    def test_a_preconditioner_that_varies_wants_flexible(self, columns):
+        """Good ones in turn: the usual formula loses conjugacy, the flexible one does not."""
+        A = ops.Diagonal(torch.linspace(1, 100, 100, dtype=FLOAT64))
+        b = sampled(100, columns, seed=7)
+        iterations = {}
+        for flexible in (False, True):
+            calls = [0]
+
+            def varying(v: Tensor, calls: list[int] = calls) -> Tensor:
+                calls[0] += 1
+                wrong = (torch.arange(100) + calls[0]) % 4
+                return v / A.values * (1.0 + wrong)
+
+            solver = CG(rtol=1e-9, strict=True, preconditioner=varying, flexible=flexible)
+            iterations[flexible] = solver.prepare(A).solve(b).info.iterations
+        assert 1.2 * iterations[True] < iterations[False]
+
+    def test_an_inner_iteration_is_a_preconditioner(self):
+        solver = CG(rtol=1e-10, strict=True, preconditioner=CG(rtol=0.1), flexible=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            x, info = solver.prepare(self.A).solve(self.b)
+        assert info.iterations < 30
+        torch.testing.assert_close(self.A @ x, self.b, rtol=0, atol=1e-8)
+
+    @pytest.mark.parametrize("columns", [1, 3])
+    def test_one_product_with_each_an_iteration_and_none_too_many(self, columns):
+        A, P = Counted(self.A), Counted(self.close_inverse())
+        _, info = CG(rtol=1e-10, preconditioner=P).prepare(A).solve(self.b[:, :columns])
+        assert P.columns == columns * info.iterations
+        assert A.columns == info.products == columns * (info.iterations + 1)
+
+    @pytest.mark.parametrize("columns", [1, 3])
+    def test_a_preconditioner_that_is_not_definite_is_found_out(self, columns):
+        P = ops.Diagonal(torch.linspace(-1, 1, 60, dtype=FLOAT64))
+        with pytest.warns(ConvergenceWarning, match=r"<r, P r> <= 0: the preconditioner is not"):
+            x, info = CG(preconditioner=P).prepare(self.A).solve(self.b[:, :columns])
+        assert info.status == "indefinite"
+        assert torch.isfinite(x).all()
+
+    @pytest.mark.parametrize("columns", [1, 3])
+    def test_a_preconditioner_that_is_nan_is_not_called_indefinite(self, columns):
+        solver = CG(preconditioner=lambda v: v * math.nan)
+        with pytest.warns(ConvergenceWarning, match="not finite"):
+            x, info = solver.prepare(self.A).solve(self.b[:, :columns])
+        assert info.status == "breakdown"
+        assert not x.any()
+
+    def test_the_tolerance_is_on_the_true_residual_not_the_preconditioned_one(self):
+        """P blows the small residuals up by 1e8, and the large ones down."""
+        P = ops.Diagonal(torch.logspace(-8, 8, 60, dtype=FLOAT64))
+        solver = CG(rtol=1e-6, maxiter=10_000, strict=True, preconditioner=P)
+        A = definite(torch.linspace(1, 2, 60).double())
+        info = solver.prepare(A).solve(self.b[:, 0]).info
+        assert info.residual <= 1e-6
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_singular_operator_and_a_right_hand_side_out_of_its_range(columns):
+    """The residual grows without bound, and with rounding the curvature stays positive."""
+    A = ops.Diagonal(torch.tensor([1.0, 2.0, 0.0], dtype=FLOAT64))
+    with pytest.warns(ConvergenceWarning, match=r"diverged.*not in its range"):
+        x, info = CG().prepare(A).solve(torch.ones(3, columns, dtype=FLOAT64))
+    assert info.status == "diverged"
+    assert torch.isfinite(x).all()
+    inside = torch.tensor([1.0, 1.0, 0.0], dtype=FLOAT64)
+    torch.testing.assert_close(
+        CG(strict=True).prepare(A).solve(inside).value, inside / A.values.clamp(min=1)
+    )
+
+
+def test_a_vector_and_a_block_go_the_same_way():
+    A, b = definite(torch.logspace(0, 2, 50, dtype=FLOAT64)), sampled(50, seed=8)
+    for k in (1, 3, 20, 70):
+        single = truncated(A, b, k)
+        double = truncated(A, torch.stack([b, sampled(50)], 1), k)[:, 0]
+        torch.testing.assert_close(double, single, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30])
+def test_a_tiny_cotangent_gets_a_gradient(scale):
+    """Stopping rules on ``|r|^2`` return zero for it (jax 40254)."""
+    A, b = spd(torch.linspace(1, 9, 12, dtype=FLOAT64)), sampled(12)
+    gradient = torch.func.grad(lambda b: scale * solvers.solve(A, b, solver=CG(rtol=1e-12)).sum())(
+        b
+    )
+    expected = torch.linalg.solve(A, torch.ones(12, dtype=FLOAT64))
+    torch.testing.assert_close(gradient / scale, expected, rtol=1e-10, atol=0)
+
+
+def test_a_system_of_size_one_and_one_of_size_zero():
+    """Scalars (torchopt 222) and nothing at all."""
+    x = solvers.solve(torch.tensor([[4.0]]), torch.tensor(2.0), solver=CG())
+    assert x.shape == ()
+    assert float(x) == 0.5
+    x = solvers.solve(torch.zeros(0, 0), torch.zeros(0), solver=CG())
+    assert x.shape == (0,)
+
+
+def test_a_batch_of_systems_converges_one_by_one():
+    """Members are columns of one block: an easy one waits for a hard one, unchanged."""
+    easy, hard = torch.eye(30, dtype=FLOAT64), spd(torch.logspace(0, 3, 30, dtype=FLOAT64))
+    b = sampled(2, 30)
+    stack = ops.Stacked([ops.Dense(M, symmetric=True) for M in (2 * easy, hard)])
+    x, info = CG(rtol=1e-10).prepare(stack).solve(b.reshape(-1))
+    x = x.reshape(2, 30)
+    assert info.converged
+    torch.testing.assert_close(x[0], b[0] / 2, rtol=1e-15, atol=0)
+    torch.testing.assert_close(hard @ x[1], b[1], rtol=0, atol=1e-9)

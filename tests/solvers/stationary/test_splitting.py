@@ -104,6 +104,8 @@ def test_what_cannot_be_split(cls):
         Splitting(cls(torch.ones(2, 3)))
     with pytest.raises(ValueError, match="NaN or infinite"):
         Splitting(cls(torch.tensor([[1.0, math.nan], [2.0, 1.0]])))
+    with pytest.raises(TypeError, match=r"bfloat16.*float32"):
+        Splitting(cls(torch.eye(2, dtype=torch.bfloat16)))
 
 
 @pytest.mark.parametrize("cls", [ops.Sparse, ops.Dense])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import operators as ops
 from solvers import CG, ConvergenceWarning, DenseCholesky, DenseLU, SingularError, StructureError
+from solvers.preconditioner import SolveOperator
 from solvers.structured.saddle import Saddle
 
 DOUBLE = torch.float64
@@ -111,8 +112,6 @@ def test_transposed_products_with_the_inverse_of_a_general_B():
     """An iteration on S^T multiplies by B^-T, block by block."""
     A = ops.Saddle(general(6), wide(2, 6))
     S = A.schur_complement(ops.Inverse(A.B, DenseLU()))
-    from solvers.preconditioner import SolveOperator
-
     inner = A.schur_complement(SolveOperator(DenseLU().prepare(A.B)))
     close(inner.T.to_dense(), S.to_dense().T)
     close(inner.T @ torch.ones(2, dtype=DOUBLE), S.to_dense().sum(0))
