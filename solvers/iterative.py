@@ -122,7 +122,7 @@ class PreparedIteration(PreparedSolver):
         if wanted and preconditioner is not None and not preconditioner.symmetric:
             raise StructureError(
                 f"{type(self.solver).__name__} needs a symmetric preconditioner; {preconditioner!r} "
-                "does not claim to be: claim it, take IncompleteCholesky or AMG, or use GMRES"
+                "does not claim to be: claim it, or take IncompleteCholesky or AMG (V or W), or GMRES"
             )
         self.preconditioner = preconditioner
         self.operator_complexity = getattr(preconditioner, "operator_complexity", None)

@@ -160,10 +160,14 @@ class PreparedSolver(ABC):
                 f"{type(solver).__name__} needs a square operator; got {A!r}: least squares are "
                 "for QR, SVD or LSMR"
             )
-        A.check_claims()
+        self._check_claims(A)
         self.solver, self.A = solver, A
         # The operator as the user gave it: with tensors that may be differentiated.
         self.given: LinearOperator = A.stack if isinstance(A, Members) else A
+
+    def _check_claims(self, A: LinearOperator) -> None:
+        """Try what is claimed of A; where `_prepare` refutes a false claim itself, less will do."""
+        A.check_claims()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.solver.prepare, (self.given,)

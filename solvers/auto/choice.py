@@ -171,16 +171,17 @@ def _dense(A: LinearOperator, request: Request) -> Iterator[Candidate]:
     formed, memory = _forming(A), 8.0 * n * n
     what = "dense" if isinstance(A, ops.Dense) else "small enough to be formed"
     solve = 2 * costs.DENSE_PRODUCT * n * n + costs.ITERATION
+    # Pivots are looked for in every column.
+    pivoting = costs.DENSE_PRODUCT * n * n
     if A.symmetric:
         claim = "positive definite" if A.positive_definite else "symmetric: definite if it factors"
         yield Candidate(DenseCholesky(**t), f"{what}, {claim}",
-                        formed + costs.CHOLESKY * n**3 / 3 + 2 * costs.DENSE_PRODUCT * n * n, solve,
-                        2 * memory)  # fmt: skip
+                        formed + costs.CHOLESKY * n**3 / 3, solve, 2 * memory)  # fmt: skip
     if A.symmetric and not A.positive_definite:
         yield Candidate(DenseLDL(**t), f"{what}, symmetric: for an indefinite one",
-                        formed + costs.LDL * n**3 / 3, solve, 2 * memory)  # fmt: skip
+                        formed + costs.LDL * n**3 / 3 + pivoting, solve, 2 * memory)  # fmt: skip
     yield Candidate(DenseLU(**t), f"{what}, any square matrix",
-                    formed + costs.LU * 2 * n**3 / 3, solve, 2 * memory)  # fmt: skip
+                    formed + costs.LU * 2 * n**3 / 3 + pivoting, solve, 2 * memory)  # fmt: skip
 
 
 def _forming(A: LinearOperator) -> float:

@@ -64,6 +64,9 @@ class ApproximateInverse(LinearOperator):
     def _describe(self) -> str:
         return f"by {self.settings}"
 
+    def __repr__(self) -> str:
+        return f"{type(self.settings).__name__} of {self.A!r}"
+
 
 class _Transposed(LinearOperator):
     """``P^T``."""

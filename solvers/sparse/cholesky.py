@@ -27,6 +27,9 @@ from solvers.sparse.low_rank_change import columns_of, csc_of_columns, with_gram
 from solvers.sparse.matrix import csc_of, not_tracked, solved, sparse_of
 from solvers.sparse.superlu import SuperLU
 
+# Claims that a factorisation, and one look at the entries, prove or refute.
+PROVED = ("symmetric", "positive_semidefinite", "positive_definite")
+
 
 class FallbackWarning(UserWarning):
     """A back-end is not installed, and a slower one does its work."""
@@ -130,6 +133,15 @@ class PreparedCholesky(PreparedSolver):
         self._detail = ""
         matrix = csc_of(sparse, "SparseCholesky", torch.float64, symmetric=True)
         self._hold(self._factorised(matrix, like))
+
+    def _check_claims(self, A: LinearOperator) -> None:
+        # The factorisation finds out about definiteness, and to compare the mirror entries costs
+        # less than products.
+        if type(A) is Sparse and {*A._claims} <= {*PROVED}:
+            if A._claims:
+                A._compare_mirrors()
+        else:
+            super()._check_claims(A)
 
     def _hold(self, factor: Factor | SuperLU | None) -> None:
         self.factor = factor

@@ -472,6 +472,11 @@ class TestProductsFromTheLeft:
         with pytest.raises((TypeError, ValueError), match="ndarray"):
             self.A @ np.ones((2, 2), dtype=np.float32)
 
+    def test_the_sum_of_a_list(self):
+        assert sum([self.A, self.A]).to_dense().tolist() == [[2.0, 0.0], [0.0, 2.0]]
+        with pytest.raises(TypeError):
+            1 + self.A
+
     @pytest.mark.parametrize("other", [1.0, np.ones(2), torch.eye(2), None])
     def test_sums_with_what_is_no_operator(self, other):
         for combine in (
@@ -634,6 +639,13 @@ class TestSizesAlone:
             lambda eye, P: (0.1 * eye) @ (0.1 * eye),
             lambda eye, P: P + eye,
             lambda eye, P: 0.5 * (P + eye) @ P,
+            lambda eye, P: Gram(P),
+            lambda eye, P: Gram(P, 2.0 * eye),
+            lambda eye, P: ops.Inverse(P + 2.0 * eye, solvers.DenseLU()),
+            lambda eye, P: ops.Inverse(P + 2.0 * eye, solvers.DenseLU()).T,
+            lambda eye, P: ops.Kronecker(P),
+            lambda eye, P: ops.KroneckerSum(P),
+            lambda eye, P: ops.BlockDiagonal(P),
         ],
     )
     def test_compounds(self, of):
@@ -642,6 +654,57 @@ class TestSizesAlone:
         close((self.A + of(eye, P)).to_dense(), self.A.matrix + typed)
         close((of(eye, P) @ self.A).to_dense(), typed @ self.A.matrix)
         close((self.A @ of(eye, P)).to_dense(), self.A.matrix @ typed)
+
+    def test_between_two_spaces(self):
+        """A sum of operators from one space to another of its size has neither for its own."""
+        y = {"a": sampled(3), "b": sampled(1)}
+        J = ops.Jacobian(lambda y: torch.cat([y["a"] ** 2, y["b"]]), y)
+        blocks = ops.BlockDiagonal(Dense(sampled(2, 2)), Dense(sampled(2, 2, seed=1)))
+        P = ops.Permutation(torch.tensor([1, 0, 3, 2]))
+        for A in (J, blocks @ Dense(sampled(4, 4))):
+            matrix = A.to_dense()
+            for term, added in ((0.1 * Identity(4), 0.1 * torch.eye(4)), (P, P.to_dense())):
+                for total in (A + term, term + A):
+                    assert total.domain == A.domain
+                    close(total.to_dense(), matrix + added.to(F64))
+
+    def test_kronecker_of_sizes(self):
+        eye, P = Identity(2), ops.Permutation(torch.tensor([1, 0]))
+        A = Dense(sampled(4, 4))
+        for made in (
+            ops.Kronecker(eye, P),
+            ops.KroneckerSum(2.0 * eye, P),
+            ops.BlockDiagonal(eye, P),
+        ):
+            close((A + made).to_dense(), A.matrix + made.to_dense())
+            close((A @ made).to_dense(), A.matrix @ made.to_dense().to(F64))
+
+    def test_a_weight_of_a_frame_of_a_size(self):
+        P = ops.Permutation(torch.tensor([1, 2, 0]))
+        Q = P.to_dense().to(F64)
+        close(Gram(P, self.A).to_dense(), Q.T @ self.A.matrix @ Q)
+
+
+class TestFactorsOfAnotherDtype:
+    def test_traces_keep_the_dtype_of_the_operator(self):
+        A = torch.tensor(2.0, dtype=F64) * Dense(torch.eye(3))
+        assert ops.trace(A).value.dtype == torch.float32
+        assert ops.trace(A).value == 6.0
+
+    @pytest.mark.parametrize("A", [
+        Identity(3, torch.float32),
+        Diagonal(torch.ones(3)),
+        Dense(torch.eye(3), positive_definite=True),
+        LowRankPlusDiagonal(torch.ones(1, 3), 1.0),
+        ops.Sparse(torch.eye(3), positive_definite=True),
+    ], ids=repr)  # fmt: skip
+    def test_what_vanishes_is_not_definite(self, A):
+        vanishing = 1e-60 * A
+        assert not vanishing.to_dense().any()
+        assert vanishing.positive_semidefinite
+        assert not vanishing.positive_definite
+        assert (1e-30 * A).positive_definite
+        assert not (-1e-60 * A).positive_semidefinite
 
 
 def test_gram_from_the_right():
@@ -657,6 +720,12 @@ def test_gram_from_the_right():
     [
         lambda: Diagonal([1.0, 2.0]),
         lambda: LowRankPlusDiagonal([[1.0]], 1.0),
+        lambda: LowRankPlusDiagonal(torch.ones(1, 1), 1.0, [1.0]),
+        lambda: ops.LowRankUpdate([[1.0]], [[1.0]], 1.0),
+        lambda: ops.EmpiricalFisher([[1.0]]),
+        lambda: ops.MFACInverse([[1.0]], 1.0),
+        lambda: ops.LBFGSInverse([[1.0]], [[1.0]], 1.0),
+        lambda: ops.DiagonalFisher([1.0]),
         lambda: Gram(torch.eye(2)),
         lambda: ops.Inverse(torch.eye(2), solvers.CG()),
         lambda: ops.Inverse(Dense(torch.eye(2)), solvers.CG),

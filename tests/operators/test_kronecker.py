@@ -339,6 +339,27 @@ class TestKroneckerSum:
         assert len(nested.factors) == 3
         close(nested.to_dense(), kron_sum([*left, sampled(2, 2)]))
 
+    @pytest.mark.parametrize("c", [0.5, torch.tensor(0.5, dtype=torch.float64)], ids=repr)
+    def test_a_shift_goes_into_a_factor(self, c):
+        roots = matrices([(3, 3), (2, 2)])
+        factors = [ops.Dense(R @ R.T, positive_semidefinite=True) for R in roots]
+        A = KroneckerSum(*factors)
+        eye = torch.eye(6, dtype=torch.float64)
+        for total in (A + c * ops.Identity(6), c * ops.Identity(6) + A):
+            assert isinstance(total, KroneckerSum)
+            close(total.to_dense(), A.to_dense() + 0.5 * eye)
+            assert total.positive_definite == isinstance(c, float)
+            close(total._exact_logdet(), torch.linalg.slogdet(A.to_dense() + 0.5 * eye).logabsdet)
+
+        def logdet(c):
+            return (A + c * ops.Identity(6))._exact_logdet()
+
+        def explicit(c):
+            return torch.linalg.slogdet(A.to_dense() + c * eye).logabsdet
+
+        at = torch.tensor(0.5, dtype=torch.float64)
+        close(torch.func.grad(logdet)(at), torch.func.grad(explicit)(at))
+
     def test_spectrum_of_the_laplacian(self):
         # Second differences: eigenvalues 2 - 2 cos(k pi / (n + 1)).
         def differences(n: int) -> Tensor:

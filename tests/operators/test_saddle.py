@@ -56,6 +56,17 @@ def test_is_its_matrix(n, m, symmetric, regularised, factor):
     close(A.T.to_dense(), M.T)
     close((factor * A).to_dense(), factor * M)
     close(A._exact_diagonal(), M.diagonal())
+    D, E = sampled(n, n, seed=3), sampled(m, m, seed=4)
+    for term, matrix in (
+        (0.5 * ops.Identity(n + m, torch.float64), 0.5 * torch.eye(n + m, dtype=torch.float64)),
+        (ops.Diagonal(v), torch.diag(v)),
+        (ops.BlockDiagonal(ops.Dense(D), ops.Dense(E)), torch.block_diag(D, E)),
+    ):
+        for total in (A + term, term + A):
+            assert isinstance(total, Saddle)
+            close(total.to_dense(), M + matrix)
+    other = ops.BlockDiagonal(ops.Dense(sampled(n + m, n + m)))
+    assert not isinstance(A + other, Saddle)
     assert isinstance(A.T, Saddle)
     assert isinstance(factor * A, Saddle)
     assert (factor * A).symmetric == symmetric

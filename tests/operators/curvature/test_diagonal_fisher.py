@@ -203,7 +203,8 @@ class TestItself:
         ("arguments", "message"),
         [
             ((torch.ones(2, 2),), r"diagonal has shape \(2, 2\); expected \(d,\)"),
-            ((torch.tensor([1.0, -1.0]),), r"diagonal has negative entries"),
+            ((torch.tensor([1.0, -1.0]),), r"diagonal has negative or NaN entries"),
+            ((torch.tensor([1.0, math.nan]),), r"diagonal has negative or NaN entries"),
             ((torch.ones(2), -1.0), r"damping=-1.0; expected one number >= 0"),
             ((torch.ones(2), math.nan), r"damping=nan"),
         ],
@@ -286,6 +287,14 @@ class TestStream:
         close(stream.operator().values, whole.values)
         assert stream.operator().domain == space
 
+    def test_trees_are_taken_as_their_coordinates_are(self):
+        tree = {"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([3.0])}
+        space = Space.of(tree)
+        nested, flat = DiagonalFisherStream(space), DiagonalFisherStream(space)
+        nested.push(tree)
+        flat.push(space.ravel(tree))
+        assert torch.equal(nested.operator().values, flat.operator().values)
+
     def test_errors(self):
         space = Space.flat(2, FLOAT64)
         for settings_, message in (
@@ -296,8 +305,8 @@ class TestStream:
             with pytest.raises(ValueError, match=message):
                 DiagonalFisherStream(space, **settings_)
         stream = DiagonalFisherStream(space)
-        with pytest.raises(ValueError, match=r"diagonal has shape \(3,\); expected \(2,\)"):
+        with pytest.raises(ValueError, match=r"diagonal has structure \(3,\); expected \(2,\)"):
             stream.push(torch.ones(3, dtype=FLOAT64))
-        with pytest.raises(TypeError, match=r"diagonal is torch.float32 on cpu"):
+        with pytest.raises(TypeError, match=r"diagonal has dtype torch.float32 on cpu"):
             stream.push(torch.ones(2))
         assert len(stream) == 0

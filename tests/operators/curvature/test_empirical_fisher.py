@@ -138,7 +138,10 @@ class TestStream:
         tree = {"w": sampled(2, 2), "b": sampled(1)}
         space = Space.of(tree)
         stream = FisherStream(space, damping=0.5)
-        stream.push(space.ravel(tree))
+        stream.push(tree)
+        flat = FisherStream(space, damping=0.5)
+        flat.push(space.ravel(tree))
+        assert torch.equal(flat.operator().rows, stream.operator().rows)
         result = stream.operator() @ tree
         squared = space.ravel(tree) @ space.ravel(tree)
         close(result["w"], (0.5 + squared) * tree["w"])
@@ -175,9 +178,9 @@ class TestStream:
 
     def test_gradients_that_do_not_fit(self):
         stream = FisherStream(Space.flat(2, FLOAT64), damping=1.0)
-        with pytest.raises(ValueError, match=r"shape \(3,\); expected \(2,\)"):
+        with pytest.raises(ValueError, match=r"gradient has structure \(3,\); expected \(2,\)"):
             stream.push(sampled(3))
-        with pytest.raises(ValueError, match=r"shape \(2, 1\); expected \(2,\)"):
+        with pytest.raises(ValueError, match=r"gradient has structure \(2, 1\); expected \(2,\)"):
             stream.push(sampled(2, 1))
         with pytest.raises(TypeError, match=r"torch.float32 on cpu; expected torch.float64"):
             stream.push(torch.ones(2))

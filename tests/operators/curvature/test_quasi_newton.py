@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from operators.algebra import Sum
 from operators.curvature.lbfgs_inverse import LBFGSInverse
-from operators.curvature.quasi_newton import LBFGS, Broyden
+from operators.curvature.quasi_newton import LBFGS, Broyden, BroydenInverse
+from operators.elementary import Diagonal, Identity
 from operators.low_rank import LowRankPlusDiagonal
 from operators.low_rank_update import LowRankUpdate
 from operators.space import Space
@@ -69,6 +71,22 @@ def solve_by_broyden(matrix: Tensor, b: Tensor, steps: int, scale: float) -> lis
 
 
 class TestLowRankUpdate:
+    def test_sums_are_of_the_form_again(self):
+        A = LowRankUpdate(normal(2, 5), normal(2, 5, seed=1), 1.5)
+        B = BroydenInverse(normal(1, 5, seed=2), normal(1, 5, seed=3), 0.5)
+        M, N = A.to_dense(), B.to_dense()
+        for total, matrix in (
+            (A + 0.3 * Identity(5), M + 0.3 * eye(5)),
+            (0.3 * Identity(5) + A, M + 0.3 * eye(5)),
+            (A + torch.tensor(0.3, dtype=FLOAT64) * Identity(5), M + 0.3 * eye(5)),
+            (A + B, M + N),
+            (B - A, N - M),
+        ):
+            assert type(total) is LowRankUpdate
+            close(total.to_dense(), matrix)
+            close(total.inverse().to_dense(), torch.linalg.inv(matrix))
+        assert type(A + Diagonal(normal(5))) is Sum
+
     @PROPERTY
     @given(n=st.integers(1, 7), count=st.integers(0, 9), seed=st.integers(0, 99))
     def test_is_its_matrix(self, n, count, seed):

@@ -379,9 +379,65 @@ def test_definiteness_is_probed_at_the_first_use():
     for use in (lambda A: A @ torch.ones(2), lambda A: (2.0 * A) @ torch.ones(2), Sparse.to_dense):
         with pytest.raises(FalseClaimError, match="claimed positive definite"):
             use(A)
-    # A shift may make it true.
-    assert (A + 4.0 * ops.Identity(2)) @ torch.ones(2) is not None
     laplacian(30) @ normal(0, 30)
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda A, S, D: -A,
+        lambda A, S, D: A.T @ A,
+        lambda A, S, D: A @ D,
+        lambda A, S, D: D @ A,
+        lambda A, S, D: A + S,
+        lambda A, S, D: A @ S,
+        lambda A, S, D: S.T @ A @ S,
+        lambda A, S, D: A + 4.0 * ops.Identity(2),
+    ],
+)
+def test_a_false_claim_is_found_out_whatever_is_made_of_it(combine):
+    """Also where what is made of it does not have the fact; that of ``S^T A S`` would survive."""
+    A = Sparse(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), positive_definite=True)
+    S, D = Sparse(torch.tensor([[1.0, 1.0], [0.0, 1.0]])), ops.Diagonal(torch.tensor([1.0, 2.0]))
+    with pytest.raises(FalseClaimError, match=r"Sparse\(2, 2\) is claimed positive definite"):
+        combine(A, S, D) @ torch.ones(2)
+    E = ops.Diagonal(torch.tensor([1.0, -1.0]), positive_definite=True)
+    for combine_diagonal in (lambda: E + S, lambda: E @ S, lambda: S @ E):
+        with pytest.raises(FalseClaimError, match=r"Diagonal\(2, 2\) is claimed"):
+            combine_diagonal() @ torch.ones(2)
+
+
+class TestPermutations:
+    P = ops.Permutation(torch.tensor([2, 0, 3, 1]))
+    A = Sparse(torch.tensor([[4.0, 1.0, 0.0, 0.0], [1.0, 4.0, 2.0, 0.0], [0.0, 2.0, 4.0, 0.0],
+                             [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64), positive_definite=True)  # fmt: skip
+
+    def test_products_are_sparse(self):
+        M, Q = self.A.to_dense(), self.P.to_dense().double()
+        for product, matrix in (
+            (self.P @ self.A, Q @ M),
+            (self.A @ self.P, M @ Q),
+            (self.P @ self.A @ self.P.T, Q @ M @ Q.T),
+            (self.P.T @ (self.A @ self.P), Q.T @ M @ Q),
+        ):
+            assert type(product) is Sparse
+            assert product.nnz == self.A.nnz
+            assert torch.equal(product.to_dense(), matrix)
+
+    def test_a_renumbering_keeps_the_facts(self):
+        renumbered = self.P @ self.A @ self.P.T
+        assert renumbered.positive_definite
+        assert renumbered.pattern.symmetric
+        assert not (self.P @ self.A).symmetric
+
+    def test_derivatives(self):
+        v = torch.arange(4.0, dtype=torch.float64)
+
+        def total(values):
+            A = Sparse(values, self.A.pattern)
+            return ((self.P @ A @ self.P.T) @ v).square().sum()
+
+        check_gradients(total, self.A.values)
 
 
 def test_cost_and_printing():

@@ -38,6 +38,20 @@ def test_not_symmetric_though_the_matrix_is():
     assert torch.linalg.matrix_norm(dense - dense.T) > 1e-3 * torch.linalg.matrix_norm(dense)
 
 
+@pytest.mark.parametrize("method", [solvers.CG, solvers.MINRES])
+def test_refused_by_methods_for_symmetric_preconditioners(method):
+    """CG went on to its limit of 10 n iterations with it."""
+    A, settings = poisson(20, 20), IncompleteLU(drop_tol=0.1)
+    with pytest.raises(solvers.StructureError, match=r"symmetric preconditioner; IncompleteLU of"):
+        method(preconditioner=settings).prepare(A)
+    b = sampled(400)
+    for solver in (
+        solvers.GMRES(preconditioner=settings),
+        solvers.BiCGStab(preconditioner=settings),
+    ):
+        assert solver.prepare(A).solve(b).info.iterations < 30
+
+
 def test_a_zero_pivot():
     with pytest.raises(solvers.SingularError, match="met a zero pivot; add damping"):
         IncompleteLU().prepare(ops.Sparse(torch.tensor([[1.0, 1.0], [1.0, 1.0]])))

@@ -236,13 +236,24 @@ def test_settings_out_of_range(setting):
         SparseCholesky(**setting)
 
 
-def test_a_false_claim_does_not_pass():
-    damaged = poisson(30).to_dense()
+def test_claims_are_proved_by_the_factorisation_not_by_products(monkeypatch):
+    A = poisson(30)
+    damaged = A.to_dense()
     damaged[7, 7] = -1.0
-    A = ops.Sparse(damaged, symmetric=True)
-    false = ops.Sparse(A.values, A.pattern, positive_definite=True)
-    with pytest.raises((ops.FalseClaimError, NotPositiveDefiniteError)):
-        SparseCholesky().prepare(false)
+    spoilt = ops.Sparse(damaged).values
+    products = []
+    matvec = ops.Sparse._matvec
+    monkeypatch.setattr(ops.Sparse, "_matvec", lambda A, v: products.append(1) or matvec(A, v))
+    claimed = ops.Sparse(A.values, A.pattern, positive_definite=True)
+    factor = SparseCholesky().prepare(claimed)
+    assert not products
+    with pytest.raises(NotPositiveDefiniteError, match="column 7"):
+        SparseCholesky().prepare(ops.Sparse(spoilt, A.pattern, positive_definite=True))
+    # Claims that came along with other values.
+    with pytest.raises(NotPositiveDefiniteError, match="column 7"):
+        factor.update(claimed.with_tensors((spoilt,)))
+    with pytest.raises(ops.FalseClaimError, match="is claimed symmetric, but"):
+        factor.update(claimed.with_tensors((A.values + torch.arange(A.nnz),)))
 
 
 # --- what is kept --------------------------------------------------------------------------------
