@@ -312,7 +312,8 @@ class Gram(Compound):
         if weight is not None:
             if not weight._untyped:
                 frame = frame._on(weight.domain)
-            weight = weight._on(frame.codomain)
+            elif not frame._untyped:
+                weight = weight._on(frame.codomain)
             if weight.shape != (frame.shape[0], frame.shape[0]):
                 raise ValueError(
                     f"weight is {weight!r}, but frame is {frame!r}; "

@@ -11,6 +11,7 @@ from torch import Tensor
 from operators.claims import FalseClaimError, rounding
 from operators.cost import Cost
 from operators.linear_operator import LinearOperator, Scalar, sign_of
+from operators.precision import in_single
 from operators.space import Space, check_tensor
 from operators.structure import Structure
 from operators.tracing import readable
@@ -352,7 +353,8 @@ class Dense(LinearOperator):
     def _exact_logdet(self) -> Tensor | None:
         if self.shape[0] != self.shape[1]:
             return None
-        return torch.linalg.slogdet(self.matrix).logabsdet
+        logabsdet: Tensor = in_single(torch.linalg.slogdet, self.matrix).logabsdet
+        return logabsdet
 
     def to_dense(self) -> Tensor:
         """The matrix itself; no copy."""
@@ -368,7 +370,7 @@ def largest_entry(A: Tensor) -> Tensor:
 
 def asymmetry(A: Tensor) -> Tensor:
     """``max |A_ij - A_ji|`` of a square matrix, by tiles that stay in the cache."""
-    tile, gaps = 256, [A.new_zeros(())]
+    tile, gaps = 128, [A.new_zeros(())]
     for i in range(0, A.shape[0], tile):
         for j in range(i, A.shape[0], tile):
             upper, lower = A[i : i + tile, j : j + tile], A[j : j + tile, i : i + tile]

@@ -17,6 +17,7 @@ from operators.block import of_one_kind
 from operators.cost import Cost
 from operators.elementary import Dense, Diagonal
 from operators.linear_operator import LinearOperator, Scalar
+from operators.precision import in_single
 from operators.space import Space
 from operators.structure import Structure
 
@@ -339,4 +340,7 @@ def _spectrum(A: LinearOperator) -> Tensor | None:
                 return None if inner is None else inner + shift.values
     if isinstance(A, Diagonal):
         return A._exact_diagonal()
-    return torch.linalg.eigvalsh(A.matrix) if isinstance(A, Dense) and A.symmetric else None
+    if not (isinstance(A, Dense) and A.symmetric):
+        return None
+    spectrum: Tensor = in_single(torch.linalg.eigvalsh, A.matrix)
+    return spectrum

@@ -8,6 +8,7 @@ from torch import Tensor
 from operators.cost import Cost
 from operators.elementary import Diagonal
 from operators.linear_operator import LinearOperator, Scalar, sign_of
+from operators.precision import in_single
 from operators.space import Space, check_tensor
 from operators.structure import Structure
 from operators.tracing import readable
@@ -165,7 +166,7 @@ class LowRankPlusDiagonal(LinearOperator):
             return None
         eye = torch.eye(self.rank, dtype=self.dtype, device=self.device)
         small = eye + self.weights[:, None] * self.rows @ (self.rows / d).T
-        return d.abs().log().sum() + torch.linalg.slogdet(small).logabsdet
+        return d.abs().log().sum() + in_single(torch.linalg.slogdet, small).logabsdet
 
 
 def _look_up(weights: Tensor, d: Tensor) -> Structure:

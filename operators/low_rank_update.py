@@ -8,6 +8,7 @@ from torch import Tensor
 from operators.cost import Cost
 from operators.elementary import Diagonal
 from operators.linear_operator import LinearOperator, Scalar
+from operators.precision import in_single
 from operators.space import Space, check_tensor
 from operators.tracing import readable
 
@@ -110,7 +111,7 @@ class LowRankUpdate(LinearOperator):
     def _exact_logdet(self) -> Tensor:
         """``n log |a| + log |det(I + V U^T / a)|``."""
         size = self.shape[0]
-        small = torch.linalg.slogdet(self._small()).logabsdet
+        small: Tensor = in_single(torch.linalg.slogdet, self._small()).logabsdet
         return (size - self.rank) * self.scale.abs().log() + small
 
     def inverse(self) -> LowRankUpdate:
@@ -121,7 +122,7 @@ class LowRankUpdate(LinearOperator):
         ValueError
             The scale is zero or the T x T system is singular.
         """
-        small, failed = torch.linalg.inv_ex(self._small())
+        small, failed = in_single(torch.linalg.inv_ex, self._small())
         if readable(failed, self.scale) and (int(failed) or not bool(self.scale != 0)):
             raise ValueError(f"{self!r} is singular; it has no inverse")
         left = -(small.T @ self.left) / self.scale

@@ -121,8 +121,9 @@ class PreparedIteration(PreparedSolver):
         wanted = self.solver.symmetric_preconditioner
         if wanted and preconditioner is not None and not preconditioner.symmetric:
             raise StructureError(
-                f"{type(self.solver).__name__} needs a symmetric preconditioner; {preconditioner!r} "
-                "does not claim to be: claim it, or take IncompleteCholesky or AMG (V or W), or GMRES"
+                f"{type(self.solver).__name__} needs a symmetric preconditioner; "
+                f"{preconditioner!r} does not claim to be: claim it, take IncompleteCholesky or "
+                "AMG (cycle V or W), or use GMRES"
             )
         self.preconditioner = preconditioner
         self.operator_complexity = getattr(preconditioner, "operator_complexity", None)

@@ -81,9 +81,11 @@ def as_preconditioner(
     elif callable(choice) and not isinstance(choice, type):
         P = CallableOperator(choice, A)
     else:
+        came = f"the class {choice.__name__}" if isinstance(choice, type) else f"{choice!r:.80}"
         raise TypeError(
-            f"preconditioner is {choice!r}; expected settings (as solvers.Jacobi()), an operator "
-            "that stands for the inverse of A, a solver, or a function v -> P v"
+            f"preconditioner is {came}; expected settings (as solvers.Jacobi()), an operator "
+            "that stands for the inverse of A (a matrix M: ops.Dense(M)), a solver, or a function "
+            "v -> P v"
         )
     if right and P.shape[0] != A.shape[1]:
         raise ValueError(f"preconditioner {P!r} on the right of {A!r}: expected {A.shape[1]} rows")

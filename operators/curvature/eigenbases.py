@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from operators.precision import in_single
+
 if TYPE_CHECKING:
     from operators.curvature.kfac import KFAC
 
@@ -37,7 +39,8 @@ class Diagonalised:
     def __init__(self, A: KFAC) -> None:
         self.operator = A
         self.bases = {
-            name: [torch.linalg.eigh(factor) for factor in pair] for name, pair in A.factors.items()
+            name: [in_single(torch.linalg.eigh, factor) for factor in pair]
+            for name, pair in A.factors.items()
         }
 
     def solve(self, b: Tensor) -> Solution:

@@ -20,6 +20,7 @@ from operators.curvature.module import as_function
 from operators.curvature.scores import Model, observed_scores, pulled_back, scale_of_rows
 from operators.linear_operator import Scalar
 from operators.low_rank import LowRankPlusDiagonal
+from operators.precision import in_single
 from operators.space import Space, Tree, check_tensor
 from operators.tracing import readable
 
@@ -199,7 +200,7 @@ class EmpiricalFisher(LowRankPlusDiagonal):
         damping alone, and its inverse a multiple of the identity. Costs ``T^2 d``.
         """
         scaled = self.weights.clamp_min(0).sqrt()[:, None] * self.rows
-        eigenvalues = torch.linalg.eigvalsh(scaled @ scaled.T).clamp_min(0)
+        eigenvalues = in_single(torch.linalg.eigvalsh, scaled @ scaled.T).clamp_min(0)
         if not bool(self.diagonal_values > 0):
             # What is zero comes out as rounding error, of either sign.
             largest = float(eigenvalues.max()) if len(eigenvalues) else 0.0

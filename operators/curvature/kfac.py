@@ -17,6 +17,7 @@ from operators.curvature.weight_sharing import WeightSharing
 from operators.elementary import Diagonal
 from operators.inverse import Inverse
 from operators.linear_operator import LinearOperator, Scalar
+from operators.precision import in_single
 from operators.space import Space, Tree
 from operators.structure import Structure
 from operators.tracing import readable
@@ -335,10 +336,12 @@ class KFAC(LinearOperator):
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         if self.damping_style == "tikhonov":
             for S, A in self.factors.values():
-                s, a = (torch.linalg.eigvalsh(factor).clamp_min(0) for factor in (S, A))
+                s, a = (in_single(torch.linalg.eigvalsh, factor).clamp_min(0) for factor in (S, A))
                 total = total + (s[..., :, None] * a[..., None, :] + self.damping).log().sum()
             return total
         for S, A in self.damped_factors().values():
-            of_S, of_A = (torch.linalg.slogdet(factor).logabsdet.sum() for factor in (S, A))
+            of_S, of_A = (
+                in_single(torch.linalg.slogdet, factor).logabsdet.sum() for factor in (S, A)
+            )
             total = total + A.shape[-1] * of_S + S.shape[-1] * of_A
         return total

@@ -31,8 +31,14 @@ from operators.curvature.weight_sharing import (
     input_moment,
     score_moment,
 )
+from operators.precision import in_single
 from operators.space import Space, Tree
-from operators.tracing import readable
+from operators.tracing import outside, plain_values, readable
+
+_MAPPED = (
+    "torch.func.vmap maps over inputs or targets, of which no factors can be computed there; "
+    "make them outside, batch by batch (the damping may be mapped over)"
+)
 
 FisherKind = Literal["type-2", "mc", "empirical", "forward-only"]
 
@@ -77,13 +83,13 @@ class Factors(NamedTuple):
         """
         inverses = []
         for which, factor in zip("SA", self, strict=True):
-            root, info = torch.linalg.cholesky_ex(factor)
+            root, info = in_single(torch.linalg.cholesky_ex, factor)
             if readable(info) and bool(info.any()):
                 raise ValueError(
                     f"{which} of layer {layer!r} is singular to working precision with the damping "
                     "it has; expected a larger damping"
                 )
-            inverse = torch.cholesky_solve(_eye(root).expand_as(root), root)
+            inverse = in_single(torch.cholesky_solve, _eye(root).expand_as(root), root)
             inverses.append((inverse + inverse.mT) / 2)
         return Factors(*inverses)
 
@@ -159,12 +165,18 @@ class FactorEstimator:
         ValueError
             The batch is empty; the output is no function of one sample (BatchNorm or dropout in
             training mode); a layer is not called, or more than once, or not with the samples on its
-            first axis; the outputs are not finite; targets are missing or do not fit.
+            first axis; the outputs are not finite; targets are missing or do not fit; or
+            ``torch.func.vmap`` maps over the batch.
         TypeError
             The module does not return a tensor, or targets has the wrong kind of dtype.
         """
         if self.fisher == "empirical" and targets is None:
             raise ValueError("fisher='empirical' needs targets: the labels that were observed")
+        # The factors are constants, of numbers, whatever transform is under way.
+        with outside():
+            return self._factors(*plain_values((inputs, targets), _MAPPED))
+
+    def _factors(self, inputs: Tree, targets: Tensor | None) -> tuple[dict[str, Factors], int]:
         tape = _Tape(self)
         outputs, f = tape.forward(inputs)
         if not bool(torch.isfinite(f).all()):

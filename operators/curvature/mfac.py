@@ -11,6 +11,7 @@ from torch import Tensor
 from operators.cost import Cost
 from operators.curvature.empirical_fisher import EmpiricalFisher
 from operators.linear_operator import LinearOperator, Scalar
+from operators.precision import in_single
 from operators.space import Space, Tree, check_tensor
 from operators.structure import Structure
 from operators.tracing import plainly, readable, tracked
@@ -147,8 +148,11 @@ class MFACInverse(LinearOperator):
 
     def _exact_diagonal(self) -> Tensor:
         """``(1 - |L^-1 g_:j|^2) / l`` for ``K = L L^T``: m^2 d flops."""
-        whitened = torch.linalg.solve_triangular(
-            self._cholesky().to(self.dtype), self.rows, upper=False
+        whitened = in_single(
+            torch.linalg.solve_triangular,
+            self._cholesky().to(self.dtype),
+            self.rows,
+            upper=False,
         )
         return (1 - whitened.square().sum(0)) / self.damping
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from operators.claims import rounding
 from operators.elementary import Dense
 from operators.linear_operator import LinearOperator
+from operators.precision import in_single
 from operators.tracing import readable
 
 Columns = Callable[[Tensor], Tensor]
@@ -63,7 +64,7 @@ class Gaussian(Projection):
         """Take `size` directions in all."""
         fresh = normal(self.A, size - self.test.shape[1], self.generator)
         # Once is enough: what is left of a random block is not small.
-        fresh = torch.linalg.qr(fresh - self.test @ (self.test.T @ fresh)).Q
+        fresh = in_single(torch.linalg.qr, fresh - self.test @ (self.test.T @ fresh)).Q
         self.test = torch.cat([self.test, fresh], dim=1)
         self.image = torch.cat([self.image, self.A._matmat(fresh)], dim=1)
 

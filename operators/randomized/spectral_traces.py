@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from operators.linear_operator import LinearOperator
+from operators.precision import in_single
 from operators.randomized.monte_carlo import (
     Probes,
     TraceEstimate,
@@ -94,7 +95,7 @@ def logdet(
     return _estimated(
         A,
         torch.log,
-        lambda dense: torch.linalg.slogdet(dense).logabsdet,
+        lambda dense: in_single(torch.linalg.slogdet, dense).logabsdet,
         partial(_check_positive, A),
         (samples, steps),
         method,
@@ -213,7 +214,9 @@ def trace_function(
     return _estimated(
         A,
         f,
-        lambda dense: applied(f, torch.linalg.eigvalsh(dense).to(WIDE)).sum().to(A.dtype),
+        lambda dense: (
+            applied(f, in_single(torch.linalg.eigvalsh, dense).to(WIDE)).sum().to(A.dtype)
+        ),
         lambda nodes: None,
         (samples, steps),
         method,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from operators.linear_operator import LinearOperator
+from operators.precision import in_single
 from operators.randomized.monte_carlo import (
     Probes,
     TraceEstimate,
@@ -158,7 +159,7 @@ def _hutch_pp(
     k = products // 3
     sketch = A._matmat(random_vectors(A, k, probes, generator)).detach()
     check_finite(A, sketch)
-    Q = torch.linalg.qr(sketch).Q
+    Q = in_single(torch.linalg.qr, sketch).Q
     vectors = random_vectors(A, products - 2 * k, probes, generator)
     rest = vectors - Q @ (Q.T @ vectors)
     image = A._matmat(torch.cat([Q, rest], dim=1))
@@ -199,14 +200,14 @@ def leave_one_out(Y: Tensor) -> tuple[Tensor, Tensor]:
     Webber, 2024, section 2.2).
     """
     lengths = Y.norm(dim=0)
-    Q, R = torch.linalg.qr(Y / torch.where(lengths > 0, lengths, 1))
+    Q, R = in_single(torch.linalg.qr, Y / torch.where(lengths > 0, lengths, 1))
     # A dependent column leaves zero or rounding on the diagonal. Moving it by rounding keeps R
     # invertible; the bases then hold a direction more, which no estimate minds.
     pivots = R.diagonal()
     eps = torch.finfo(Y.dtype).eps
-    shift = torch.where(pivots.abs() < eps, eps, 0)
+    shift = torch.where(pivots.abs() < eps, eps, 0).to(Y.dtype)
     eye = torch.eye(R.shape[1], dtype=Y.dtype, device=Y.device)
-    S = torch.linalg.solve_triangular((R + torch.diag_embed(shift)).T, eye, upper=False)
+    S = in_single(torch.linalg.solve_triangular, (R + torch.diag_embed(shift)).T, eye, upper=False)
     # In two steps, since the square of a large entry may overflow.
     S = S / S.abs().amax(0)
     return Q, S / S.norm(dim=0)

@@ -369,7 +369,7 @@ class Sparse(LinearOperator):
             structure = _congruence(Structure(positive_semidefinite=True), structure)
         elif isinstance(left, Sparse) and left._factors is not None:
             frame, weight = left._factors
-            if transposes(frame, right):
+            if transposes(frame, right) or _undoes(frame, right):
                 facts = weight.structure.congruence(right.structure)
                 if isinstance(right, Permutation):
                     facts = facts.join(Structure(positive_definite=weight.positive_definite))
@@ -388,6 +388,14 @@ def _entries(A: Sparse | Permutation) -> tuple[Tensor, Pattern]:
     with plainly():
         pattern = Pattern(A.order, torch.arange(n + 1, device=A.device), (n, n))
         return torch.ones(n, dtype=A.dtype, device=A.device), pattern
+
+
+def _undoes(P: LinearOperator, Q: LinearOperator) -> bool:
+    """Whether these are permutations with ``P Q = I``."""
+    if not (isinstance(P, Permutation) and isinstance(Q, Permutation)):
+        return False
+    both = P._compose(Q)
+    return isinstance(both, Permutation) and both.diagonal
 
 
 def _congruence(known: Structure, composed: Structure) -> Structure:

@@ -55,7 +55,7 @@ class Auto(LinearSolver):
     >>> A = ops.LowRankPlusDiagonal(torch.ones(1, 1000, dtype=torch.float64), 2.0)
     >>> x, info = Auto().prepare(A).solve(torch.ones(1000, dtype=torch.float64))
     >>> info.solver.split("(")[0]
-    'Woodbury'
+    'Auto: Woodbury'
     """
 
     solves: int = 2
@@ -223,7 +223,7 @@ class PreparedAuto(PreparedSolver):
             )
         return replace(
             info,
-            solver=repr(candidate.solver),
+            solver=f"Auto: {candidate.solver!r}",
             reason=reason.removesuffix("; before it failed: "),
             backend=member.backend,
             factor_nonzeros=member.factor_nonzeros,

@@ -58,7 +58,8 @@ def plan_for(A: LinearOperator, request: Request) -> Plan:
             found += _sparse(sparse, request)
         elif not certain or n <= 1000:
             found += _dense(A, request)
-        found += _iterative(A, request)
+        if not certain or isinstance(A, ops.Saddle):
+            found += _iterative(A, request)
         found += _resorts(A, request)
     return ordered(in_a_line(A), found, request)
 
@@ -220,7 +221,7 @@ def _sparse(A: ops.Sparse, request: Request) -> Iterator[Candidate]:
         grid = _m_matrix(A)
         if grid:
             yield Candidate(
-                CG(preconditioner=AMG(), **t),
+                CG(preconditioner=AMG(kind="ruge-stuben"), **t),
                 "symmetric, no positive entry beside its diagonal: multigrid",
                 setup=costs.AMG_SETUP * A.nnz,
                 solve=costs.AMG_ITERATIONS * costs.AMG_CYCLE * A.nnz,
@@ -296,7 +297,7 @@ def _iterative(A: LinearOperator, request: Request) -> Iterator[Candidate]:
 
 def _uneven(diagonal: torch.Tensor) -> bool:
     size = diagonal.detach().abs()
-    return bool(size.max() > 1.01 * size.min())
+    return bool(size.numel()) and bool(size.max() > 4 * size.min())
 
 
 def product_seconds(A: LinearOperator) -> float:
@@ -319,6 +320,8 @@ def product_seconds(A: LinearOperator) -> float:
 def _resorts(A: LinearOperator, request: Request) -> Iterator[Candidate]:
     """For what the others fail to solve: indefinite, singular but consistent, hard."""
     n, t = A.shape[0], request.tolerances
+    if A.positive_definite:
+        yield Candidate(CG(**t), "symmetric, positive definite", memory=40.0 * n, resort=True)
     if A.symmetric:
         yield Candidate(MINRES(**t), "symmetric, also indefinite or singular", memory=64.0 * n,
                         resort=True)  # fmt: skip

@@ -10,7 +10,7 @@ from solvers.auto import costs
 from solvers.linear_solver import LinearSolver
 
 # Fewer iterations tell nothing.
-SHORTEST_TRIAL = 20
+SHORTEST_TRIAL = 10
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def ordered(operator: str, found: list[Candidate], request: Request) -> Plan:
     """The plan of what was found: what fits into memory, the cheapest first, resorts last.
 
     An iteration whose length nobody knows goes before the first of known cost, if it can make
-    twenty steps within a share of that cost (`costs.TRIAL`); else after all of them.
+    ten steps within a share of that cost (`costs.TRIAL`); else after all of them.
     """
     fits = [c for c in found if c.memory <= request.memory]
     refused = tuple(

@@ -72,10 +72,11 @@ class AMG(Preconditioner):
     Symmetric where A is, unless the cycle is F; positive definite where A is. For other A the
     restriction is made from ``A^T``, and the transpose is the true one, for the adjoint.
 
-    The setup costs about as much as a solve. A cycle costs about ``4 + 2 sweeps`` products with A
-    by Gauss-Seidel times the operator complexity, and takes blocks whole. The work is done on the
-    CPU, in float32 or float64. A hierarchy that was made for an earlier A is still good for one
-    that differs little (see `PreparedSolver.update`).
+    The setup costs one to three solves. A cycle costs ``4 sweeps`` products with A by Gauss-Seidel,
+    times the operator complexity, and takes blocks whole; all levels together hold about three
+    copies of A, times that complexity. The work is done on the CPU, in float32 or float64. A
+    hierarchy that was made for an earlier A is still good for one that differs little: 10 % in the
+    coefficients hardly matter, a factor of 2 doubles the iterations (`PreparedSolver.update`).
 
     Vanek, Mandel and Brezina (1996, doi:10.1007/BF02238511); Ruge and Stuben (1987,
     doi:10.1137/1.9781611971057.ch4); Manteuffel, Olson, Schroder and Southworth (2017,
@@ -181,11 +182,7 @@ class Multigrid(ApproximateInverse):
         self.unknowns = [level.shape[0] for level in self.matrices]
         self.nonzeros = [level.nnz for level in self.matrices]
         self.operator_complexity = sum(self.nonzeros) / max(self.nonzeros[0], 1)
-
-    @cached_property
-    def forward(self) -> Cycle:
-        """The cycle."""
-        return self._cycle(self.matrices, self.transfers, backwards=False)
+        self.forward = self._cycle(self.matrices, self.transfers, backwards=False)
 
     @cached_property
     def transposed(self) -> Cycle:
@@ -221,14 +218,14 @@ class Multigrid(ApproximateInverse):
         return torch.cat([on_arrays(cycle, column) for column in block.split(1, 1)], 1)
 
     def _cost(self) -> Cost:
-        # Products with A on each level: the smoother's, and two for residuals.
-        a_sweep = {"gauss-seidel": 2, "jacobi": 0, "chebyshev": self.settings.degree - 1}
-        products = 2 * self.settings.sweeps * (a_sweep[self.settings.smoother] + 1)
-        visits = {"V": lambda _: 1, "W": lambda depth: 2**depth, "F": lambda depth: depth + 1}
-        often = visits[self.settings.cycle]
-        return Cost(
-            flops=sum(2 * products * nnz * often(depth) for depth, nnz in enumerate(self.nonzeros))
-        )
+        # Products with A of a sweep and its residual; sweeps come before and after.
+        products = {"gauss-seidel": 2, "jacobi": 1, "chebyshev": self.settings.degree}
+        a_visit = 2 * self.settings.sweeps * products[self.settings.smoother]
+        flops = 0
+        for depth, nnz in enumerate(self.nonzeros):
+            visits = {"V": 1, "W": 2**depth, "F": depth + 1}[self.settings.cycle]
+            flops += visits * a_visit * 2 * nnz
+        return Cost(flops=flops)
 
     @property
     def hierarchy(self) -> str:

@@ -94,9 +94,8 @@ class _Factor(ApproximateInverse):
         held = A if isinstance(A, Sparse) else Sparse(csr_of(A, "IncompleteCholesky"))
         L = incomplete_factor(held, settings)
         self.nonzeros = L.nnz
-        lower, upper = L.to_scipy(), L.T.to_scipy()  # type: ignore[attr-defined]
-        self.forward = Substitution(lower, lower=True)
-        self.backward = Substitution(upper, lower=False)
+        self.forward = Substitution(csr_of(L, "IncompleteCholesky"), lower=True)
+        self.backward = Substitution(csr_of(L.T, "IncompleteCholesky"), lower=False)
 
     def _apply(self, block: Tensor, transpose: bool) -> Tensor:
         return on_arrays(self._solve, block)

@@ -83,7 +83,7 @@ class Cycle:
         x = np.ascontiguousarray(level.smoother(b))
         for _ in range(self.sweeps - 1):
             x += level.smoother(_residual(level.A, x, b))
-        x += level.P @ self._correction(depth + 1, level.R @ (_residual(level.A, x, b)), kind)
+        x += level.P @ self._correction(depth + 1, level.R @ _residual(level.A, x, b), kind)
         for _ in range(self.sweeps):
             x += level.smoother(_residual(level.A, x, b))
         return x
@@ -109,7 +109,7 @@ def coarsest_solver(A: Any, *, symmetric: bool) -> Callable[[Array], Array]:
     Raises
     ------
     SingularError
-        A larger A is singular.
+        A is larger, and singular.
     """
     if A.shape[0] <= DENSE:
         inverse = (scipy.linalg.pinvh if symmetric else scipy.linalg.pinv)(A.toarray())

@@ -663,7 +663,10 @@ class TestSizesAlone:
         P = ops.Permutation(torch.tensor([1, 0, 3, 2]))
         for A in (J, blocks @ Dense(sampled(4, 4))):
             matrix = A.to_dense()
-            for term, added in ((0.1 * Identity(4), 0.1 * torch.eye(4)), (P, P.to_dense())):
+            for term, added in (
+                (0.1 * Identity(4), 0.1 * torch.eye(4, dtype=F64)),
+                (P, P.to_dense()),
+            ):
                 for total in (A + term, term + A):
                     assert total.domain == A.domain
                     close(total.to_dense(), matrix + added.to(F64))

@@ -132,7 +132,7 @@ class TestUpdate:
         P = Counting()
         prepared = solver(P, maxiter=6, stop_at_maxiter=True).prepare(system(0.0))
         prepared.solve(self.b)
-        near = prepared.update(system(0.01))
+        near = prepared.update(system(1e-4))
         assert not near.solve(self.b).info.refreshed
         assert not near.solve(self.b).info.refreshed
         far = prepared.update(system(300.0))

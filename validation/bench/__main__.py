@@ -15,12 +15,19 @@ import threadpoolctl
 import torch
 
 from validation.bench import (
+    amg,
     approximations,
+    auto,
+    costs,
     curvature,
+    dense_solvers,
     kfac,
     kronecker,
+    krylov,
     nhgd,
+    peers,
     sparse,
+    sparse_direct,
     sparse_jacobian,
     traces,
 )
@@ -30,8 +37,20 @@ GROUPS = {
     "nhgd": (nhgd.fisher_inverse, nhgd.hessian_modes),
     "curvature": (curvature.hessian_product, curvature.gauss_newton_product, kfac.factors),
     "approximations": (approximations.mfac, approximations.nystrom, traces.errors, traces.logdet),
+    "dense": (
+        dense_solvers.overhead,
+        dense_solvers.least_squares,
+        dense_solvers.columns,
+        dense_solvers.batches,
+    ),
     "sparse": (sparse.product, sparse_jacobian.nonzeros),
     "kronecker": (kronecker.product,),
+    "krylov": (krylov.dense, krylov.block, krylov.sparse),
+    "sparse-direct": (sparse_direct.gradient, sparse_direct.blocks, sparse_direct.unsymmetric),
+    "amg": (amg.against_pyamg, amg.many_right_hand_sides, amg.kernel),
+    "peers": (peers.hypergradients,),
+    "auto": (auto.choice,),
+    "costs": (costs.constants,),
 }
 
 

@@ -911,6 +911,41 @@ class TestTheModuleStaysAsItWas:
         assert not any(t.requires_grad for t in K.tensors)
 
 
+class TestInsideTransforms:
+    """The factors are constants, and can be made where anything is differentiated or mapped."""
+
+    net = nn.Linear(3, 2).double()
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = torch.arange(8.0, dtype=torch.float64)
+
+    def product(self, damping: Tensor, x: Tensor | None = None) -> Tensor:
+        x = self.x if x is None else x
+        return KFAC.from_module(self.net, "gaussian", x, damping=damping) @ self.v
+
+    def test_the_damping_is_differentiated_or_mapped(self):
+        dampings = torch.tensor([0.1, 0.5], dtype=torch.float64)
+        K = KFAC.from_module(self.net, "gaussian", self.x)
+        rows = [KFAC(K.factors, K.domain, c) @ self.v for c in dampings]
+        close(torch.func.vmap(self.product)(dampings), torch.stack(rows))
+
+        def total(c):
+            return self.product(c).square().sum()
+
+        def outside(c):
+            return (KFAC(K.factors, K.domain, c) @ self.v).square().sum()
+
+        for transform in (torch.func.grad, torch.func.hessian, torch.func.jacfwd):
+            close(transform(total)(dampings[0]), transform(outside)(dampings[0]))
+
+    def test_inputs_are_constants(self):
+        gradient = torch.func.grad(lambda x: self.product(torch.tensor(0.1).double(), x).sum())
+        assert not gradient(self.x).any()
+
+    def test_mapped_batches_are_refused(self):
+        with pytest.raises(ValueError, match=r"torch\.func\.vmap maps over inputs"):
+            torch.func.vmap(lambda x: self.product(torch.tensor(0.1).double(), x))(self.x[None])
+
+
 class TestRefused:
     def test_modules(self):
         x = numbers(4, 3)

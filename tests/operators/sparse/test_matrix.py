@@ -409,8 +409,10 @@ def test_a_false_claim_is_found_out_whatever_is_made_of_it(combine):
 
 class TestPermutations:
     P = ops.Permutation(torch.tensor([2, 0, 3, 1]))
-    A = Sparse(torch.tensor([[4.0, 1.0, 0.0, 0.0], [1.0, 4.0, 2.0, 0.0], [0.0, 2.0, 4.0, 0.0],
-                             [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64), positive_definite=True)  # fmt: skip
+    M = torch.tensor(
+        [[4.0, 1, 0, 0], [1, 4, 2, 0], [0, 2, 4, 0], [0, 0, 0, 1]], dtype=torch.float64
+    )
+    A = Sparse(M, positive_definite=True)
 
     def test_products_are_sparse(self):
         M, Q = self.A.to_dense(), self.P.to_dense().double()

@@ -90,7 +90,7 @@ def test_the_plan_prints_its_reasons():
 
 def test_the_answer_says_who_gave_it_and_why():
     info = solvers.solve(spd(20), r(20), return_info=True).info
-    assert info.solver.startswith("DenseCholesky(")
+    assert info.solver.startswith("Auto: DenseCholesky(")
     assert "chosen by Auto: dense, positive definite" in info.reason
 
 
@@ -191,7 +191,7 @@ class TestTrials:
         A = self.operator(torch.logspace(0, 9, 300, dtype=DOUBLE))
         info = solvers.Auto().prepare(A).solve(r(300)).info
         assert info.converged
-        assert info.solver.startswith(("DenseCholesky", "DenseLU", "DenseLDL"))
+        assert "Dense" in info.solver
 
 
 class TestMemory:
