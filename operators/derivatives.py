@@ -200,6 +200,12 @@ class Hessian(Sweeps):
     ValueError
         ``f(y, *args)`` is not a scalar, or mode is not one of the two.
 
+    Notes
+    -----
+    Torch's fused attention has no second derivatives: evaluate it inside f under
+    ``torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)``. Modules that are called
+    by `functional` do so by themselves.
+
     Examples
     --------
     >>> import torch

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -76,7 +78,9 @@ class FunctionalModule:
 
     Notes
     -----
-    The call goes through `torch.func.functional_call`, so it passes through torch.func.
+    The call goes through `torch.func.functional_call`, so it passes through torch.func. Attention
+    is computed step by step, not by torch's fused kernels, which have no second derivatives and no
+    forward mode; it takes the memory of the matrix of all pairs of positions.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -102,7 +106,8 @@ class FunctionalModule:
                     "call module.eval() first, or use a layer without it"
                 )
         state = {**self.state, **y}
-        return torch.func.functional_call(self.module, state, inputs, options, strict=True)
+        with _unfused():
+            return torch.func.functional_call(self.module, state, inputs, options, strict=True)
 
     def __tensors__(self) -> list[Any]:
         """What it uses besides its arguments; never the module's own, which carry gradients."""
@@ -128,6 +133,18 @@ class FunctionalModule:
 
     def __repr__(self) -> str:
         return f"functional({type(self.module).__name__})"
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Attention in operations that can be differentiated twice and in forward mode."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _fault(part: nn.Module) -> str:

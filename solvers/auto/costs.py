@@ -9,7 +9,7 @@ from __future__ import annotations
 
 # Seconds per flop of a dense Cholesky (n^3 / 3), LU (2 n^3 / 3), LDL^T (n^3 / 3), QR (2 m n^2), SVD
 # (per m n^2), and an eigendecomposition (per n^3).
-CHOLESKY = 4e-11
+CHOLESKY = 3e-11
 LU = 2.3e-11
 LDL = 5e-11
 QR = 1.7e-10
@@ -23,10 +23,10 @@ SPARSE_PRODUCT = 8e-10
 ANALYSIS = 1.3e-07
 FACTOR_ENTRY = 7e-08
 FACTOR_FLOP = 3e-11
-FACTOR_SOLVE = 5e-09
+FACTOR_SOLVE = 7e-09
 # Seconds per nonzero of A: to set up Ruge and Stuben's hierarchy, and of one cycle with its share of CG.
 AMG_SETUP = 2.5e-07
-AMG_CYCLE = 1.5e-08
+AMG_CYCLE = 2e-08
 AMG_ITERATIONS = 7
 # SuperLU against CHOLMOD on the same fill, per entry and per flop.
 SUPERLU_ENTRY = 6e-8

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.iterative import PreparedIteration, applied
-from solvers.krylov.one_triangle import vector_product
+from solvers.krylov.symmetric_product import block_product, vector_product
 from solvers.linear_solver import Progress
 from solvers.members import Members
 
@@ -41,10 +41,14 @@ class RestartedIteration(PreparedIteration):
     def _vector_product(self) -> Callable[[Tensor], Tensor]:
         return vector_product(self.A)
 
+    @cached_property
+    def _block_product(self) -> Callable[[Tensor], Tensor]:
+        return block_product(self.A)
+
     def _product(self, block: Tensor) -> Tensor:
         if block.shape[1] == 1 and not isinstance(self.A, Members):
             return self._vector_product(block[:, 0])[:, None]
-        return self.A._matmat(block)
+        return self._block_product(block)
 
     @abstractmethod
     def _sweep(

@@ -1,4 +1,4 @@
-"""Products of a symmetric dense matrix with vectors, from one of its triangles."""
+"""Products with a symmetric dense matrix, as its symmetry allows them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from operators import Dense, LinearOperator
 
-# Bytes of a matrix from which on it pays: smaller ones are read from the cache.
+# Bytes of a matrix from which on one triangle pays: smaller ones are read from the cache.
 LARGE = 1 << 23
 
 
 def vector_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
-    """``v -> A v`` for plain vectors ``(n,)``, as fast as it is known how.
+    """``v -> A v`` for plain vectors ``(n,)``, from one triangle where that is known to be faster.
 
     Parameters
     ----------
@@ -43,9 +43,8 @@ def vector_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
     controller = _threads()
     if not (isinstance(A, Dense) and A.symmetric and controller is not None):
         return A._matvec
-    M = A.matrix
     # BLAS numbers entries by columns; of a symmetric matrix rows are columns.
-    M = M if M.is_contiguous() else M.T
+    M = A.matrix if A.matrix.is_contiguous() else A.matrix.T
     known = M.device.type == "cpu" and M.dtype in (torch.float32, torch.float64)
     if not (known and M.is_contiguous() and M.numel() * M.element_size() >= LARGE):
         return A._matvec
@@ -57,6 +56,25 @@ def vector_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
             return torch.from_numpy(symv(1.0, array, v.numpy(), lower=1))
 
     return product
+
+
+def block_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
+    """``V -> A V`` for plain blocks ``(n, k)``.
+
+    Of a symmetric matrix as ``(V^T A)^T``, which BLAS does up to twice as fast for a few columns
+    that are numbered by rows.
+
+    Examples
+    --------
+    >>> import torch, operators as ops
+    >>> block_product(ops.Dense(torch.eye(2), symmetric=True))(torch.ones(2, 1))
+    tensor([[1.],
+            [1.]])
+    """
+    if not (isinstance(A, Dense) and A.symmetric):
+        return A._matmat
+    M = A.matrix
+    return lambda block: (block.T @ M).T
 
 
 @functools.cache

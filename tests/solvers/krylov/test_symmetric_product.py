@@ -10,8 +10,8 @@ from torch import Tensor
 
 import operators as ops
 from solvers import CG
-from solvers.krylov import one_triangle
-from solvers.krylov.one_triangle import vector_product
+from solvers.krylov import symmetric_product
+from solvers.krylov.symmetric_product import block_product, vector_product
 
 
 class Threads:
@@ -28,7 +28,7 @@ class Threads:
 @pytest.fixture
 def threads(monkeypatch) -> Threads:
     controller = Threads()
-    monkeypatch.setattr(one_triangle, "_threads", lambda: controller)
+    monkeypatch.setattr(symmetric_product, "_threads", lambda: controller)
     return controller
 
 
@@ -40,7 +40,7 @@ def symmetric(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_is_the_product(dtype, transposed, threads, monkeypatch):
-    monkeypatch.setattr(one_triangle, "LARGE", 0)
+    monkeypatch.setattr(symmetric_product, "LARGE", 0)
     M = symmetric(70, dtype)
     A = ops.Dense(M.T if transposed else M, symmetric=True)
     v = torch.linspace(-1, 1, 70, dtype=dtype)
@@ -58,17 +58,29 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_operators_bring_their_own(name, threads, monkeypatch):
-    monkeypatch.setattr(one_triangle, "LARGE", 0)
+    monkeypatch.setattr(symmetric_product, "LARGE", 0)
     A = OTHERS[name]
     assert vector_product(A) == A._matvec
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks(transposed):
+    M = symmetric(30)
+    A = ops.Dense(M.T if transposed else M, symmetric=True)
+    V = torch.linspace(-1, 1, 120, dtype=torch.float64).reshape(30, 4)
+    product = block_product(A)
+    assert product != A._matmat
+    torch.testing.assert_close(product(V), A @ V)
+    other = ops.Dense(M.triu())
+    assert block_product(other) == other._matmat
 
 
 def test_small_ones_and_where_threads_cannot_be_set(threads, monkeypatch):
     A = ops.Dense(symmetric(20), symmetric=True)
     assert vector_product(A) == A._matvec
-    monkeypatch.setattr(one_triangle, "LARGE", 0)
+    monkeypatch.setattr(symmetric_product, "LARGE", 0)
     assert vector_product(A) != A._matvec
-    monkeypatch.setattr(one_triangle, "_threads", lambda: None)
+    monkeypatch.setattr(symmetric_product, "_threads", lambda: None)
     assert vector_product(A) == A._matvec
 
 
