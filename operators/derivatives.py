@@ -189,9 +189,10 @@ class Hessian(Sweeps):
     mode
         ``"reverse"``: the graph of the gradient is built once, at the first product, and kept;
         since A is symmetric, ``A v = A^T v`` is one sweep back through it, about the cost of a
-        gradient. It is built anew after y, a tensor in args or one that the loss closes over has
-        changed in place, and for each product through which autograd could go on to them (not
-        under ``torch.no_grad``); a change of a global, or of a number in an object, is not seen.
+        gradient. It is built anew after y, a tensor in args or one that the loss reaches has
+        changed in place, after a name that the loss reads (in its closure, an object, its globals)
+        was bound to something else, and for each product through which autograd could go on to
+        them (not under ``torch.no_grad``). See `operators.closures.Closure` for what is found.
         ``"forward"``: forward over reverse, ``A v = d/de grad f(y + e v)`` at e = 0 (Pearlmutter,
         1994, eq. 11), keeps nothing and costs two to three gradients a product.
 

@@ -121,7 +121,6 @@ def analyse(A: Any, ordering: Ordering = "default", mode: Mode = "auto") -> Anal
     if symbolic.factor_nonzeros is None or symbolic.flops is None:
         raise MissingLibraryError(
             "scikit-sparse 0.4 does not pass on the fill that CHOLMOD predicts, and this build of "
-            "it does not show CHOLMOD's own routines either; use scikit-sparse 0.5, or one that is "
-            "linked to libcholmod as a shared library"
+            "it does not let it be read either; use scikit-sparse 0.5"
         )
     return Analysis(symbolic.factor_nonzeros, symbolic.flops, seconds)

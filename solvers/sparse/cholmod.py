@@ -163,7 +163,7 @@ class _Symbolic04(Symbolic):
         except cholmod.CholmodNotInstalledError as error:
             raise MissingLibraryError(_without(ordering, error)) from None
         self.permutation = self._template.P()
-        self.counts = column_counts(matrix, self.permutation, cholmod.__file__)
+        self.counts = column_counts(self._template)
         # L L^T in supernodes stops at a pivot that is not positive. Without them it is L D L^T,
         # which does not.
         flops, nonzeros = self.flops or 0.0, self.factor_nonzeros or 1

