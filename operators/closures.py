@@ -6,7 +6,7 @@ import dis
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 from operators.linear_operator import LinearOperator
 
-_NUMBERS = (str, bytes, int, float, complex, type(None))
-_CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
+_PLAIN = (str, bytes, int, float, complex, type(None))
+_CODE = (types.FunctionType, types.BuiltinFunctionType, type)
 # Packages whose globals hold no tensors of a user's.
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "scipy", "operators"}
 # Of longer containers the length is watched, and not every entry.
@@ -34,9 +34,7 @@ class _Bound(NamedTuple):
     def stands(self) -> bool:
         """Whether the name is still bound to the same thing, or an equal number."""
         now, then = self.read(self.holder, self.name), self.value
-        return now is then or (
-            isinstance(now, _NUMBERS) and isinstance(then, _NUMBERS) and now == then
-        )
+        return now is then or (isinstance(now, _PLAIN) and isinstance(then, _PLAIN) and now == then)
 
 
 class Closure:
@@ -58,9 +56,8 @@ class Closure:
 
     Notes
     -----
-    Code is read for the names of globals and methods, never run; so what it gets from a Python
-    module (``settings.x`` after ``import settings``) or by a computed name (``getattr``) is not
-    found. Of an object every attribute counts, whether the code reads it or not, unless it says
+    Code is read for the names of globals and methods, never run; so what it gets by a computed name
+    (``getattr``, ``importlib``) is not found. Of an object every attribute counts, whether the code reads it or not, unless it says
     itself what it uses by a method ``__tensors__``. Costs a microsecond or so for each object that
     is reached, and `changed` a tenth of that.
     """
@@ -77,7 +74,7 @@ class Closure:
         self._waiting: list[Any] = list(roots)
         while self._waiting or self._named_methods():
             value = self._waiting.pop()
-            if not isinstance(value, (*_NUMBERS, types.ModuleType)) and id(value) not in self._seen:
+            if not isinstance(value, (*_PLAIN, types.ModuleType)) and id(value) not in self._seen:
                 self._seen[id(value)] = value
                 self._visit(value)
         self._seen, self._classes = {}, {}
@@ -146,12 +143,19 @@ class Closure:
             return
         loaded, attributes = _loaded(function.__code__)
         self.names |= loaded | attributes
-        scope = function.__globals__
-        for name in loaded:
-            value = scope.get(name)
-            if isinstance(value, _CODE):
+        self._named(function.__globals__, loaded, attributes)
+
+    def _named(self, scope: dict[str, Any], names: Set[str], attributes: Set[str]) -> None:
+        for name in names & scope.keys():
+            value = scope[name]
+            if isinstance(value, types.ModuleType):
+                # ``settings.x`` after ``import settings``.
+                if value.__name__.partition(".")[0] not in _LIBRARIES:
+                    further = attributes - {name}
+                    self._named(vars(value), further, further)
+            elif isinstance(value, _CODE):
                 self._waiting.append(value)
-            elif name in scope:
+            else:
                 self._watch(_item, scope, name)
 
     def _module(self, module: nn.Module) -> None:

@@ -24,7 +24,7 @@ ANALYSIS = 1.3e-07
 FACTOR_ENTRY = 7e-08
 FACTOR_FLOP = 3e-11
 FACTOR_SOLVE = 7e-09
-# Seconds per nonzero of A: to set up Ruge and Stuben's hierarchy, and of an iteration of CG with one
+# Seconds per nonzero of A: to set up Ruge and Stuben's hierarchy, and of an iteration with one
 # cycle.
 AMG_SETUP = 2.5e-07
 AMG_CYCLE = 2e-08

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,14 @@ from torch import Tensor
 
 from operators import LinearOperator
 from solvers.iterative import PreconditionedSolver
-from solvers.krylov.restarted import BROKEN, RestartedIteration, add, dots, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, report
 from solvers.linear_solver import PreparedSolver, Progress
+from solvers.members import Members
+
+VANISHED = (
+    "breakdown",
+    "the shadow residual or <A s, s> vanished, twice: use GMRES",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +64,12 @@ class _PreparedBiCGStab(RestartedIteration):
         self, x: Tensor, residual: Tensor, active: Tensor, targets: Tensor, progress: Progress
     ) -> Tensor:
         limit, eps = self.solver.limit(x.shape[0]), torch.finfo(x.dtype).eps
-        several = len(active) > 1
         retried = torch.zeros_like(active)
         sound = torch.ones_like(active)
+        if len(active) == 1 and not isinstance(self.A, Members):
+            if not self._sweep_one(x[:, 0], residual[:, 0], float(targets), progress):
+                sound.fill_(False)
+            return sound
         r, shadow, p = residual.clone(), residual.clone(), residual.clone()
         shadow_size = size = torch.linalg.vector_norm(r, dim=0)
         goal = torch.maximum(targets, eps * size)
@@ -68,9 +78,8 @@ class _PreparedBiCGStab(RestartedIteration):
             if progress.iterations >= limit:
                 progress.status = "maxiter"
                 break
-            if several:
-                # A column that has stopped keeps its iterate.
-                p = torch.where(active, p, 0.0)
+            # A column that has stopped keeps its iterate.
+            p = torch.where(active, p, 0.0)
             y = self._precondition(p)
             v = self._product(y)
             progress.iterations += 1
@@ -85,19 +94,19 @@ class _PreparedBiCGStab(RestartedIteration):
             broken = active & ~(along.abs() > tiny)
             going = active & ~broken
             alpha = torch.where(going, rho / along, 0.0)
-            add(x, alpha, y)
-            add(r, -alpha, v)
+            x.addcmul_(y, alpha)
+            r.addcmul_(v, alpha, value=-1)
             size = torch.linalg.vector_norm(r, dim=0)
             going = going & (size > goal)
-            s = torch.where(going, r, 0.0) if several else r
+            s = torch.where(going, r, 0.0)
             z = self._precondition(s)
             t = self._product(z)
             ts, tt = dots(t, s), dots(t, t)
             stuck = going & ~(ts.abs() > eps * tt.sqrt() * size)
             going = going & ~stuck
             omega = torch.where(going, ts / tt, 0.0)
-            add(x, omega, z)
-            add(r, -omega, t)
+            x.addcmul_(z, omega)
+            r.addcmul_(t, omega, value=-1)
             size = torch.linalg.vector_norm(r, dim=0)
             active = active & ~(size <= goal)
             previous, rho = rho, dots(shadow, r)
@@ -107,19 +116,73 @@ class _PreparedBiCGStab(RestartedIteration):
             if bool(broken.any()):
                 lost = broken & retried
                 if bool(lost.any()):
-                    report(
-                        progress,
-                        "breakdown",
-                        "the shadow residual or <A s, s> vanished, twice: use GMRES",
-                    )
+                    report(progress, *VANISHED)
                     active, sound = active & ~lost, sound & ~lost
                 retried = retried | broken
                 # On from the residual, with another shadow.
-                generator = torch.Generator().manual_seed(0)
-                drawn = torch.randn(r.shape[0], 1, generator=generator, dtype=torch.float64)
-                drawn = drawn.to(r.dtype).to(r.device) / r.shape[0] ** 0.5
-                shadow = torch.where(broken, drawn, shadow)
+                shadow = torch.where(broken, _drawn(r), shadow)
                 shadow_size = torch.linalg.vector_norm(shadow, dim=0)
                 p = torch.where(broken, r, p)
                 rho = torch.where(broken, dots(shadow, r), rho)
         return sound
+
+    def _sweep_one(self, x: Tensor, residual: Tensor, target: float, progress: Progress) -> bool:
+        """The same for one vector: plain numbers, and no masks."""
+        multiply, P, limit = self._vector_product, self.preconditioner, self.solver.limit(len(x))
+        eps, retried = torch.finfo(x.dtype).eps, False
+        r, shadow, p = residual.clone(), residual, residual.clone()
+        shadow_size = size = _norm(r)
+        goal, rho = max(target, eps * size), size * size
+        while size > goal:
+            if progress.iterations >= limit:
+                progress.status = "maxiter"
+                break
+            y = p if P is None else P._matvec(p)
+            v = multiply(y)
+            progress.iterations += 1
+            progress.products += 2
+            along, tiny = float(torch.dot(shadow, v)), eps * shadow_size * _norm(v)
+            if not math.isfinite(tiny):
+                report(progress, *BROKEN)
+                return False
+            broken = not abs(along) > tiny
+            if not broken:
+                alpha = rho / along
+                x.add_(y, alpha=alpha)
+                r.add_(v, alpha=-alpha)
+                size = _norm(r)
+                if not size > goal:
+                    break
+                z = r if P is None else P._matvec(r)
+                t = multiply(z)
+                ts, tt = float(torch.dot(t, r)), float(torch.dot(t, t))
+                broken = not abs(ts) > eps * math.sqrt(tt) * size
+            if not broken:
+                omega = ts / tt
+                x.add_(z, alpha=omega)
+                r.add_(t, alpha=-omega)
+                size = _norm(r)
+                previous, rho = rho, float(torch.dot(shadow, r))
+                broken = not abs(rho) > eps * shadow_size * size
+            if not broken:
+                p.add_(v, alpha=-omega)
+                torch.add(r, p, alpha=(rho / previous) * (alpha / omega), out=p)
+            elif size > goal:
+                if retried:
+                    report(progress, *VANISHED)
+                    return False
+                # On from the residual, with another shadow.
+                retried, shadow, p = True, _drawn(r[:, None])[:, 0], r.clone()
+                shadow_size, rho = _norm(shadow), float(torch.dot(shadow, r))
+        return True
+
+
+def _norm(v: Tensor) -> float:
+    return float(torch.linalg.vector_norm(v))
+
+
+def _drawn(r: Tensor) -> Tensor:
+    """A column of about unit norm, from a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(r.shape[0], 1, generator=generator, dtype=torch.float64)
+    return drawn.to(r.dtype).to(r.device) / r.shape[0] ** 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,19 @@ from torch import Tensor
 
 from operators import LinearOperator
 from solvers.iterative import PreconditionedSolver
-from solvers.krylov.restarted import BROKEN, RestartedIteration, add, dots, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, report
 from solvers.linear_solver import PreparedSolver, Progress
+from solvers.members import Members
 from solvers.solution import StructureError
+
+BAD_PRECONDITIONER = (
+    "indefinite",
+    "met <r, P r> < 0: the preconditioner is not positive definite; use another, or GMRES",
+)
+SINGULAR = (
+    "breakdown",
+    "A is singular and b not in its range: use SVD or LSMR for least squares",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +90,10 @@ class _PreparedMINRES(RestartedIteration):
     ) -> Tensor:
         limit, eps = self.solver.limit(x.shape[0]), torch.finfo(x.dtype).eps
         sound = torch.ones_like(active)
+        if len(active) == 1 and not isinstance(self.A, Members):
+            if not self._sweep_one(x[:, 0], residual[:, 0], float(targets), progress):
+                sound.fill_(False)
+            return sound
         r = residual.clone()
         goal = torch.maximum(targets, eps * torch.linalg.vector_norm(r, dim=0))
         # Lanczos vectors v_{j-1}, v_j and z_j = P v_j, with <v_j, z_j> = 1.
@@ -100,8 +115,7 @@ class _PreparedMINRES(RestartedIteration):
             progress.iterations += 1
             progress.products += x.shape[1]
             diagonal = dots(z, Az)
-            v_new = Az - diagonal * v
-            add(v_new, -off, v_old)
+            v_new = Az - diagonal * v - off * v_old
             z_new = self._precondition(v_new)
             size, active, sound = self._size(v_new, z_new, active, sound, progress)
             # T has the column (off, diagonal, size); what rounding leaves of an invariant space
@@ -113,27 +127,19 @@ class _PreparedMINRES(RestartedIteration):
             pivot = torch.hypot(second, size)
             singular = active & ~(pivot > eps * largest)
             if bool(singular.any()):
-                report(
-                    progress,
-                    "breakdown",
-                    "A is singular and b not in its range: use SVD or LSMR for least squares",
-                )
+                report(progress, *SINGULAR)
                 active, sound = active & ~singular, sound & ~singular
             if not bool(active.any()):
                 break
             pivot = torch.where(active, pivot, 1.0)
             c_old, s_old, c, s = c, s, second / pivot, size / pivot
             w_old, w = w, (z - above * w_old - first * w) / pivot
-            if len(active) > 1:
-                # A column that has stopped keeps its iterate.
-                w = torch.where(active, w, 0.0)
-            step = torch.where(active, c * eta, 0.0)
-            add(x, step, w)
+            # A column that has stopped keeps its iterate.
+            x += torch.where(active, c * eta * w, 0.0)
             eta = -s * eta
             scale = torch.where(size > 0, size, 1.0)
             v_old, v, z, off = v, v_new / scale, z_new / scale, size
-            r.mul_(s * s)
-            add(r, c * eta, v)
+            r = s * s * r + c * eta * v
             active = active & (torch.linalg.vector_norm(r, dim=0) > goal)
         return sound
 
@@ -144,12 +150,64 @@ class _PreparedMINRES(RestartedIteration):
         square = dots(v, z)
         bad = active & ~((square >= 0) & (square < torch.inf))
         if bool(bad.any()):
-            if bool(torch.isfinite(square[bad]).all()):
-                report(
-                    progress,
-                    "indefinite",
-                    "met <r, P r> < 0: the preconditioner is not positive definite; use GMRES",
-                )
-            else:
-                report(progress, *BROKEN)
+            finite = bool(torch.isfinite(square[bad]).all())
+            report(progress, *(BAD_PRECONDITIONER if finite else BROKEN))
         return square.clamp_min(0).sqrt(), active & ~bad, sound & ~bad
+
+    def _sweep_one(self, x: Tensor, residual: Tensor, target: float, progress: Progress) -> bool:
+        """The same for one vector: plain numbers, and no masks."""
+        multiply, P, limit = self._vector_product, self.preconditioner, self.solver.limit(len(x))
+        eps = torch.finfo(x.dtype).eps
+        r, left = residual, float(torch.linalg.vector_norm(residual))
+        goal = max(target, eps * left)
+        z = residual if P is None else P._matvec(residual)
+        size = _root(residual, z, progress)
+        if size is None:
+            return False
+        v = residual / size
+        z = v if P is None else z / size
+        v_old = w_old = w = torch.zeros_like(v)
+        eta, off, c_old, s_old, c, s, largest = size, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0
+        while left > goal:
+            if progress.iterations >= limit:
+                progress.status = "maxiter"
+                break
+            Az = multiply(z)
+            progress.iterations += 1
+            progress.products += 1
+            diagonal = float(torch.dot(z, Az))
+            v_new = torch.add(Az, v, alpha=-diagonal).add_(v_old, alpha=-off)
+            z_new = v_new if P is None else P._matvec(v_new)
+            size = _root(v_new, z_new, progress)
+            if size is None:
+                return False
+            largest = max(largest, abs(diagonal) + off + size)
+            size = size if size > 10 * eps * largest else 0.0
+            above, first = s_old * off, c_old * off
+            first, second = c * first + s * diagonal, c * diagonal - s * first
+            pivot = math.hypot(second, size)
+            if not pivot > eps * largest:
+                report(progress, *SINGULAR)
+                return False
+            c_old, s_old, c, s = c, s, second / pivot, size / pivot
+            w_new = torch.add(z, w_old, alpha=-above).add_(w, alpha=-first).div_(pivot)
+            w_old, w = w, w_new
+            x.add_(w, alpha=c * eta)
+            eta = -s * eta
+            scale = size if size > 0 else 1.0
+            v_old, v, off = v, v_new / scale, size
+            if P is None:
+                z, left = v, abs(eta)
+            else:
+                z, r = z_new / scale, (s * s * r).add_(v, alpha=c * eta)
+                left = float(torch.linalg.vector_norm(r))
+        return True
+
+
+def _root(v: Tensor, z: Tensor, progress: Progress) -> float | None:
+    """``<v, P v>^(1/2)``; None, and a report, where it is none."""
+    square = float(torch.dot(v, z))
+    if 0 <= square < math.inf:
+        return math.sqrt(square)
+    report(progress, *(BAD_PRECONDITIONER if math.isfinite(square) else BROKEN))
+    return None

@@ -106,11 +106,3 @@ def dots(U: Tensor, V: Tensor) -> Tensor:
     if U.shape[1] == 1:
         return torch.dot(U[:, 0], V[:, 0]).reshape(1)
     return (U * V).sum(0)
-
-
-def add(X: Tensor, steps: Tensor, P: Tensor) -> None:
-    """``x_j += steps_j p_j`` in place."""
-    if X.shape[1] == 1:
-        X.add_(P, alpha=steps.item())
-    else:
-        X.addcmul_(P, steps)

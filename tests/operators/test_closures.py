@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from operators import Diagonal, Hessian
+from operators import Diagonal, Hessian, LinearOperator, Space
 from operators.closures import MOST_WATCHED, Closure
 
 
@@ -63,6 +64,20 @@ class Unregistered(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return self.parts[0]["x"] * y
+
+
+def module_of(**names: Any) -> types.ModuleType:
+    module = types.ModuleType("mine")
+    vars(module).update(names)
+    return module
+
+
+class Own(LinearOperator):
+    def __init__(self, _: Any) -> None:
+        super().__init__(Space.flat(2, torch.float32), Space.flat(2, torch.float32))
+
+    def _matvec(self, v: Tensor) -> Tensor:
+        return HELD["x"] * v
 
 
 HELD: dict[str, Tensor] = {}
@@ -119,6 +134,11 @@ WAYS: dict[str, Callable[[Tensor], Any]] = {
     "a class that is global": lambda x: scripted(
         "class Settings:\n    weights = [x]\ndef loss(y): return Settings.weights[0] * y", x=x
     )["loss"],
+    "a module that is imported": lambda x: scripted(
+        "def loss(y): return package.settings.x * y",
+        package=module_of(settings=module_of(x=x, other=UNUSED)),
+    )["loss"],
+    "a method of an operator of one's own": lambda x: Own(layered(x)),
     "a partial": lambda x: partial(torch.mul, x),
     "a keyword of a partial": lambda x: partial(torch.mul, other=x),
     "a bound method of a tensor": lambda x: x.dot,
@@ -191,8 +211,12 @@ def rebinding() -> dict[str, tuple[Any, Callable[[], None]]]:
         nonlocal cell
         cell = 2.0
 
+    config = module_of(rate=1.0)
+    imported = scripted("def loss(y): return config.rate * y", config=config)
+
     return {
         "a cell": (lambda y: cell * y, set_cell),
+        "a name in a module": (imported["loss"], lambda: setattr(config, "rate", 2.0)),
         "a global number": (scope["loss"], lambda: scope.update(rate=2.0)),
         "a global tensor": (scope["loss"], lambda: scope.update(x=torch.ones(2))),
         "a tensor in an object": (

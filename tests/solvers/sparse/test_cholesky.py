@@ -22,6 +22,7 @@ import solvers
 from solvers import NotPositiveDefiniteError, StructureError
 from solvers.sparse import analysis, cholmod
 from solvers.sparse.cholesky import SparseCholesky
+from solvers.sparse.column_counts import column_counts
 from solvers.sparse.matrix import csc_of
 from tests.solvers.sparse.matrices import FLOAT64, close, poisson, random_spd, sampled
 
@@ -551,6 +552,31 @@ def test_what_was_analysed_is_taken_up(count):
     assert 0 < ahead.seconds < 60
     SparseCholesky().prepare(A)
     assert len(count) == 1
+
+
+def test_where_the_fill_cannot_be_read(monkeypatch, count):
+    class Factor:
+        """Not laid out as that of scikit-sparse 0.4."""
+
+    assert column_counts(Factor()) is None
+    assert column_counts(object()) is None
+    monkeypatch.setattr(cholmod, "column_counts", lambda factor: None)
+    A, b = poisson(6, 5), sampled(30)
+    with pytest.raises(solvers.MissingLibraryError, match="does not pass on the fill"):
+        analysis.analyse(A)
+    for mode in MODES:
+        factor = SparseCholesky(mode=mode).prepare(A)
+        assert factor.factor_nonzeros is None
+        close(factor.solve(b).value, torch.linalg.solve(A.to_dense(), b), 1e-12)
+        damaged = A.to_dense()
+        damaged[4, 4] = -1.0
+        with pytest.raises(NotPositiveDefiniteError, match="column 4"):
+            SparseCholesky(mode=mode).prepare(ops.Sparse(damaged, symmetric=True))
+
+
+def test_nothing_to_analyse():
+    ahead = analysis.analyse(ops.Sparse(torch.zeros(0, 0), symmetric=True))
+    assert (ahead.factor_nonzeros, ahead.flops) == (0, 0.0)
 
 
 def test_what_cannot_be_analysed():
