@@ -57,9 +57,9 @@ class Closure:
     Notes
     -----
     Code is read for the names of globals and methods, never run; so what it gets by a computed name
-    (``getattr``, ``importlib``) is not found. Of an object every attribute counts, whether the code reads it or not, unless it says
-    itself what it uses by a method ``__tensors__``. Costs a microsecond or so for each object that
-    is reached, and `changed` a tenth of that.
+    (``getattr``, ``importlib``) is not found. Of an object every attribute counts, whether the code
+    reads it or not, unless it says itself what it uses by a method ``__tensors__``. Costs a few
+    microseconds for each object that is reached, and `changed` a tenth of that.
     """
 
     def __init__(self, *roots: Any) -> None:

@@ -20,14 +20,17 @@ class Inverse(Compound):
     solver
         Object with ``prepare(A)``, as every solver of the package `solvers`. It is asked at the
         first product; what it prepares (a factorisation) serves every later product, those with
-        the transpose and those of derivatives.
+        the transpose and those of derivatives, until a tensor inside A changes in place or a name
+        in a function inside A is bound to something else.
 
     Raises
     ------
     ValueError
         A is not square; or, at a product that is to be differentiated, a function inside A closes
-        over a tensor that is being differentiated: it would get a silent zero gradient, and has to
-        be handed over as an argument (``Hessian(loss, y, x)``, not ``Hessian(lambda y: ..., y)``).
+        over a tensor that is being differentiated (or reads it from an object or a global): it
+        would get a silent zero gradient, and has to be handed over as an argument
+        (``Hessian(loss, y, x)``, not ``Hessian(lambda y: ..., y)``). Parameters of a module for
+        which ``torch.func.functional_call`` puts those of A are no such tensors.
     NotImplementedError
         At a product under forward over forward mode, which torch gets wrong; forward over reverse,
         reverse over forward and reverse over reverse are right.

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C import _functorch
 from torch.utils import _pytree as pytree
 
 from operators.closures import Closure, closure_of
+from operators.hidden_tensors import refuse_hidden_tensors
 from operators.linear_operator import LinearOperator
 from operators.stacked import Stacked
-from operators.tracing import forward_over_forward, memory
+from operators.tracing import forward_over_forward
 
 
 class Prepared(Protocol):
@@ -121,7 +122,7 @@ def apply_inverse(
         )
     tensors, treespec = pytree.tree_flatten(A)
     if torch.is_grad_enabled() or _functorch.peek_interpreter_stack() is not None:
-        _refuse_hidden_tensors(A, factor.closure(A))
+        refuse_hidden_tensors(A, factor.closure(A))
     solution: Tensor = _Solve.apply(b, transpose, treespec, factor, *tensors)
     return solution
 
@@ -248,60 +249,3 @@ class _Solve(torch.autograd.Function):
 def _leading(tensor: Tensor, dim: int | None, count: int) -> Tensor:
     """The batch axis in front; repeated where there is none."""
     return tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
-def _refuse_hidden_tensors(A: LinearOperator, closure: Closure) -> None:
-    given: set[int] | None = None
-    for tensor in closure.tensors:
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            continue
-        if _functorch.is_functorch_wrapped_tensor(tensor):
-            # What a transform that is over has left behind is a constant.
-            if _functorch.is_dead_tensor_wrapper(tensor):  # type: ignore[attr-defined]
-                continue
-        elif not (tensor.requires_grad and torch.is_grad_enabled()):
-            continue
-        else:
-            given = _given(A, closure) if given is None else given
-            if memory(tensor) in given:
-                continue
-        raise ValueError(
-            f"a function in {A!r} closes over a tensor of shape {tuple(tensor.shape)} that "
-            "is being differentiated or mapped; its derivative through the inverse would be a "
-            "silent zero: hand it over as an argument, e.g. Hessian(loss, y, x) with loss(y, x)"
-        )
-
-
-def _given(A: LinearOperator, closure: Closure) -> set[int]:
-    """Memory of tensors that are reached, but for which A has its own.
-
-    Those of a module that is called by its parameters, where these share memory with what A has;
-    and where ``functional_call`` puts what A has under their names in their place.
-    """
-    given = {memory(tensor) for tensor in A.tensors}
-    if "functional_call" in closure.names:
-        for names in _dictionaries(A):
-            fitting = [module for module in closure.modules if _fits(names, module)]
-            # Of two modules that fit, one may be called as it is.
-            if len(fitting) == 1:
-                parameters = dict(fitting[0].named_parameters())
-                given |= {memory(parameters[name]) for name in names if name in parameters}
-    return given
-
-
-def _dictionaries(value: Any) -> Iterator[dict[str, Tensor]]:
-    """Dictionaries of tensors by name among the parameters of an operator."""
-    if isinstance(value, LinearOperator):
-        value = [value.__dict__.get(name) for name in value._parameters]
-    if isinstance(value, dict) and all(isinstance(entry, Tensor) for entry in value.values()):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _dictionaries(part)
-
-
-def _fits(names: dict[str, Tensor], module: nn.Module) -> bool:
-    own = dict([*module.named_parameters(), *module.named_buffers()])
-    return bool(names) and all(
-        name in own and own[name].shape == tensor.shape for name, tensor in names.items()
-    )

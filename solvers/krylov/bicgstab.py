@@ -10,7 +10,7 @@ from torch import Tensor
 
 from operators import LinearOperator
 from solvers.iterative import PreconditionedSolver
-from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, norm, norms, report
 from solvers.linear_solver import PreparedSolver, Progress
 from solvers.members import Members
 
@@ -71,7 +71,7 @@ class _PreparedBiCGStab(RestartedIteration):
                 sound.fill_(False)
             return sound
         r, shadow, p = residual.clone(), residual.clone(), residual.clone()
-        shadow_size = size = torch.linalg.vector_norm(r, dim=0)
+        shadow_size = size = norms(r)
         goal = torch.maximum(targets, eps * size)
         rho = dots(shadow, r)
         while bool(active.any()):
@@ -85,7 +85,7 @@ class _PreparedBiCGStab(RestartedIteration):
             progress.iterations += 1
             progress.products += 2 * x.shape[1]
             along = dots(shadow, v)
-            tiny = eps * shadow_size * torch.linalg.vector_norm(v, dim=0)
+            tiny = eps * shadow_size * norms(v)
             bad = active & ~torch.isfinite(tiny)
             if bool(bad.any()):
                 report(progress, *BROKEN)
@@ -96,7 +96,7 @@ class _PreparedBiCGStab(RestartedIteration):
             alpha = torch.where(going, rho / along, 0.0)
             x.addcmul_(y, alpha)
             r.addcmul_(v, alpha, value=-1)
-            size = torch.linalg.vector_norm(r, dim=0)
+            size = norms(r)
             going = going & (size > goal)
             s = torch.where(going, r, 0.0)
             z = self._precondition(s)
@@ -107,7 +107,7 @@ class _PreparedBiCGStab(RestartedIteration):
             omega = torch.where(going, ts / tt, 0.0)
             x.addcmul_(z, omega)
             r.addcmul_(t, omega, value=-1)
-            size = torch.linalg.vector_norm(r, dim=0)
+            size = norms(r)
             active = active & ~(size <= goal)
             previous, rho = rho, dots(shadow, r)
             broken = active & (broken | stuck | ~(rho.abs() > eps * shadow_size * size))
@@ -121,7 +121,7 @@ class _PreparedBiCGStab(RestartedIteration):
                 retried = retried | broken
                 # On from the residual, with another shadow.
                 shadow = torch.where(broken, _drawn(r), shadow)
-                shadow_size = torch.linalg.vector_norm(shadow, dim=0)
+                shadow_size = norms(shadow)
                 p = torch.where(broken, r, p)
                 rho = torch.where(broken, dots(shadow, r), rho)
         return sound
@@ -131,7 +131,7 @@ class _PreparedBiCGStab(RestartedIteration):
         multiply, P, limit = self._vector_product, self.preconditioner, self.solver.limit(len(x))
         eps, retried = torch.finfo(x.dtype).eps, False
         r, shadow, p = residual.clone(), residual, residual.clone()
-        shadow_size = size = _norm(r)
+        shadow_size = size = norm(r)
         goal, rho = max(target, eps * size), size * size
         while size > goal:
             if progress.iterations >= limit:
@@ -141,7 +141,7 @@ class _PreparedBiCGStab(RestartedIteration):
             v = multiply(y)
             progress.iterations += 1
             progress.products += 2
-            along, tiny = float(torch.dot(shadow, v)), eps * shadow_size * _norm(v)
+            along, tiny = float(torch.dot(shadow, v)), eps * shadow_size * norm(v)
             if not math.isfinite(tiny):
                 report(progress, *BROKEN)
                 return False
@@ -150,7 +150,7 @@ class _PreparedBiCGStab(RestartedIteration):
                 alpha = rho / along
                 x.add_(y, alpha=alpha)
                 r.add_(v, alpha=-alpha)
-                size = _norm(r)
+                size = norm(r)
                 if not size > goal:
                     break
                 z = r if P is None else P._matvec(r)
@@ -161,7 +161,7 @@ class _PreparedBiCGStab(RestartedIteration):
                 omega = ts / tt
                 x.add_(z, alpha=omega)
                 r.add_(t, alpha=-omega)
-                size = _norm(r)
+                size = norm(r)
                 previous, rho = rho, float(torch.dot(shadow, r))
                 broken = not abs(rho) > eps * shadow_size * size
             if not broken:
@@ -173,12 +173,8 @@ class _PreparedBiCGStab(RestartedIteration):
                     return False
                 # On from the residual, with another shadow.
                 retried, shadow, p = True, _drawn(r[:, None])[:, 0], r.clone()
-                shadow_size, rho = _norm(shadow), float(torch.dot(shadow, r))
+                shadow_size, rho = norm(shadow), float(torch.dot(shadow, r))
         return True
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v))
 
 
 def _drawn(r: Tensor) -> Tensor:

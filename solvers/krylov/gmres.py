@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from operators import LinearOperator
 from solvers.iterative import PreconditionedSolver, varies
-from solvers.krylov.restarted import BROKEN, RestartedIteration, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, norm, norms, report
 from solvers.linear_solver import PreparedSolver, Progress
+from solvers.members import Members
 
+# Gram-Schmidt is repeated where it left less than this of a vector.
+AGAIN = 0.1
 SINGULAR = (
     "breakdown",
     "A is singular on the Krylov space: use LSMR or SVD for least squares",
@@ -30,7 +34,7 @@ class GMRES(PreconditionedSolver):
     P stands on the right, ``A P y = b`` and ``x = P y``, so that what is minimised is the residual
     of x. Where P is a function or an inner iteration, which may be another map at each product, the
     vectors ``P v_j`` are kept (flexible GMRES: Saad, 1993, doi:10.1137/0914028). The basis is made
-    by classical Gram-Schmidt, a second time where the first lost more than half of a vector
+    by classical Gram-Schmidt, a second time where the first left less than a tenth of a vector
     (Daniel, Gragg, Kaufman and Stewart, 1976): two or four products of matrices with vectors.
 
     Each cycle starts from the true residual. One that does not lower it by a thousandth is the
@@ -79,12 +83,14 @@ class _PreparedGMRES(RestartedIteration):
         self, x: Tensor, residual: Tensor, active: Tensor, targets: Tensor, progress: Progress
     ) -> Tensor:
         """One cycle."""
+        if len(active) == 1 and not isinstance(self.A, Members):
+            return self._cycle_of_one(x[:, 0], residual[:, 0], active, float(targets), progress)
         n, k = x.shape
         eps = torch.finfo(x.dtype).eps
         longest = min(self.solver.restart, n, self.solver.limit(n) - progress.iterations)
         flexible = varies(self.preconditioner)
         sound = torch.ones_like(active)
-        start = torch.linalg.vector_norm(residual, dim=0)
+        start = norms(residual)
         goal = torch.maximum(targets, eps * start)
         # Per column: the basis V, with rows v_j; A P V = V H, and Q H = [R; 0] with Q orthogonal,
         # so that the first column of Q, times |r|, is the rotated right-hand side.
@@ -141,13 +147,80 @@ class _PreparedGMRES(RestartedIteration):
         x += change if flexible else self._precondition(change)
         return sound
 
+    def _cycle_of_one(
+        self, x: Tensor, residual: Tensor, active: Tensor, target: float, progress: Progress
+    ) -> Tensor:
+        """The same for one vector: plain numbers, and no masks."""
+        multiply, P, limit = self._vector_product, self.preconditioner, self.solver.limit(len(x))
+        longest = min(self.solver.restart, len(x), limit - progress.iterations)
+        flexible, eps = varies(P), torch.finfo(x.dtype).eps
+        start = norm(residual)
+        goal = max(target, eps * start)
+        V = x.new_empty(longest + 1, len(x))
+        torch.div(residual, start, out=V[0])
+        kept: list[Tensor] = []
+        # The columns of R, the rotations that made them of those of H, and the rotated |r| e_1.
+        R: list[list[float]] = []
+        rotations: list[tuple[float, float]] = []
+        rotated = [start]
+        while abs(rotated[-1]) > goal:
+            j = len(R)
+            if j == longest:
+                if progress.iterations >= limit:
+                    progress.status = "maxiter"
+                break
+            z = V[j] if P is None else P._matvec(V[j])
+            if flexible:
+                kept.append(z)
+            w = multiply(z)
+            progress.iterations += 1
+            progress.products += 1
+            before = norm(w)
+            basis = V[: j + 1]
+            h = basis @ w
+            w = torch.addmv(w, basis.T, h, alpha=-1)
+            below = norm(w)
+            if not below > AGAIN * before:
+                again = basis @ w
+                w = torch.addmv(w, basis.T, again, alpha=-1)
+                h = h + again
+                below = norm(w)
+            below = below if below > 10 * eps * before else 0.0
+            column = [*h.tolist(), below]
+            for i, (c, s) in enumerate(rotations):
+                upper, lower = column[i], column[i + 1]
+                column[i], column[i + 1] = c * upper + s * lower, c * lower - s * upper
+            pivot = math.hypot(column[j], below)
+            if not (pivot > eps * before and before < math.inf):
+                report(progress, *(SINGULAR if math.isfinite(before) else BROKEN))
+                active = torch.zeros_like(active)
+                break
+            c, s = column[j] / pivot, below / pivot
+            rotations.append((c, s))
+            R.append([*column[:j], pivot])
+            rotated[j:] = [c * rotated[j], -s * rotated[j]]
+            if below > 0:
+                torch.div(w, below, out=V[j + 1])
+        y = rotated[: len(R)]
+        for j in reversed(range(len(R))):
+            y[j] /= R[j][j]
+            for i in range(j):
+                y[i] -= R[j][i] * y[j]
+        weights = torch.tensor(y, dtype=x.dtype, device=x.device)
+        if R and flexible:
+            x += torch.stack(kept[: len(R)], 1) @ weights
+        elif R:
+            change = weights @ V[: len(R)]
+            x += change if P is None else P._matvec(change)
+        return active
+
 
 def _orthogonal(w: Tensor, basis: Tensor, before: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """``w - V^T V w`` and ``V w``, for rows V that are orthonormal; all that of each column."""
     h = (basis @ w[:, :, None])[:, :, 0]
     w = w - (h[:, None, :] @ basis)[:, 0]
     after = torch.linalg.vector_norm(w, dim=1)
-    if bool((active & ~(after > 0.5 * before)).any()):
+    if bool((active & ~(after > AGAIN * before)).any()):
         again = (basis @ w[:, :, None])[:, :, 0]
         w = w - (again[:, None, :] @ basis)[:, 0]
         h = h + again

@@ -11,7 +11,7 @@ from torch import Tensor
 from operators import Block, Identity, LinearOperator, Product
 from operators.solve_rule import Given
 from solvers.iterative import PreconditionedSolver, PreparedIteration, applied
-from solvers.krylov.restarted import BROKEN, report
+from solvers.krylov.restarted import BROKEN, norms, report
 from solvers.least_squares_rule import apply_least_squares
 from solvers.linear_solver import PreparedSolver, Progress, _Plain
 from solvers.preconditioner import as_preconditioner
@@ -160,28 +160,30 @@ class _PreparedLSMR(PreparedIteration):
         """``x = after y`` with ``B y = before b``, by sweeps that start from the true residual."""
         progress, AT, BT = Progress(), A.T, B.T
         eps = torch.finfo(block.dtype).eps
-        norms = self._norms.repeat_interleave(block.shape[1] // len(self._norms))
+        size_of_A = self._norms.repeat_interleave(block.shape[1] // len(self._norms))
         x, residual = block.new_zeros(A.shape[1], block.shape[1]), block
-        size = torch.linalg.vector_norm(block, dim=0)
+        size = norms(block)
         slope, strict = torch.full_like(size, torch.inf), torch.ones_like(size)
         active = size > targets
         while bool(active.any()):
             right = residual if before is None else applied(before, residual)
             # A sweep cannot gain more than the precision: then it is time for the truth.
             share, goal = (targets / size).clamp_min(eps), (targets * strict).clamp_min(eps)
-            y = self._sweep(B, BT, right, active, share, goal, norms if B is A else None, progress)
+            y = self._sweep(
+                B, BT, right, active, share, goal, size_of_A if B is A else None, progress
+            )
             better = x + (y if after is None else applied(after, y))
             left = block - applied(A, better)
-            finite = torch.isfinite(torch.linalg.vector_norm(left, dim=0))
+            finite = torch.isfinite(norms(left))
             if not bool(finite.all()):
                 report(progress, *BROKEN)
                 active = active & finite
                 better, left = torch.where(finite, better, x), torch.where(finite, left, residual)
             x, residual = better, left
             # |A^T r| / (|A| |r|), which is what the sweep went by for B.
-            old_size, size = size, torch.linalg.vector_norm(residual, dim=0)
-            gradient = torch.linalg.vector_norm(applied(AT, residual), dim=0)
-            old_slope, slope = slope, torch.where(gradient == 0, 0.0, gradient / (norms * size))
+            old_size, size = size, norms(residual)
+            gradient = norms(applied(AT, residual))
+            old_slope, slope = slope, torch.where(gradient == 0, 0.0, gradient / (size_of_A * size))
             progress.products += 2 * block.shape[1]
             active = active & ~((size <= targets) | (slope <= targets))
             if progress.status == "maxiter":
@@ -206,7 +208,7 @@ class _PreparedLSMR(PreparedIteration):
         active: Tensor,
         share: Tensor,
         goal: Tensor,
-        norms: Tensor | None,
+        size_of_B: Tensor | None,
         progress: Progress,
     ) -> Tensor:
         """The y that minimises ``|right - B y|``.
@@ -223,7 +225,7 @@ class _PreparedLSMR(PreparedIteration):
         alpha_bar, zeta_bar, rho, rho_bar, c_bar, s_bar = alpha, alpha * beta, one, one, one, zero
         zeta, beta_dd, beta_d, rho_d, tau, theta = zero, beta, zero, one, zero, zero
         left, slope, share = beta, alpha * beta, share * beta
-        size = alpha if norms is None else norms
+        size = alpha if size_of_B is None else size_of_B
         while True:
             active = active & (left > share) & (slope > goal * size * left)  # false for NaN
             if not bool(active.any()):
@@ -235,7 +237,7 @@ class _PreparedLSMR(PreparedIteration):
             v, alpha = _unit(applied(BT, u) - beta * v)
             progress.iterations += 1
             progress.products += 2 * right.shape[1]
-            if norms is None:
+            if size_of_B is None:
                 size = torch.maximum(size, torch.hypot(alpha, beta))
             rho_old, (c, s, rho) = rho, _rotation(alpha_bar, beta)
             theta_new, alpha_bar = s * alpha, c * alpha
@@ -259,7 +261,7 @@ class _PreparedLSMR(PreparedIteration):
 
 def _unit(block: Tensor) -> tuple[Tensor, Tensor]:
     """Columns of unit norm, or zero, and their norms."""
-    size = torch.linalg.vector_norm(block, dim=0)
+    size = norms(block)
     return block / torch.where(size > 0, size, 1.0), size
 
 

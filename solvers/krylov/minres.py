@@ -10,7 +10,7 @@ from torch import Tensor
 
 from operators import LinearOperator
 from solvers.iterative import PreconditionedSolver
-from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, norm, norms, report
 from solvers.linear_solver import PreparedSolver, Progress
 from solvers.members import Members
 from solvers.solution import StructureError
@@ -95,7 +95,7 @@ class _PreparedMINRES(RestartedIteration):
                 sound.fill_(False)
             return sound
         r = residual.clone()
-        goal = torch.maximum(targets, eps * torch.linalg.vector_norm(r, dim=0))
+        goal = torch.maximum(targets, eps * norms(r))
         # Lanczos vectors v_{j-1}, v_j and z_j = P v_j, with <v_j, z_j> = 1.
         v, z = residual, self._precondition(residual)
         size, active, sound = self._size(v, z, active, sound, progress)
@@ -140,7 +140,7 @@ class _PreparedMINRES(RestartedIteration):
             scale = torch.where(size > 0, size, 1.0)
             v_old, v, z, off = v, v_new / scale, z_new / scale, size
             r = s * s * r + c * eta * v
-            active = active & (torch.linalg.vector_norm(r, dim=0) > goal)
+            active = active & (norms(r) > goal)
         return sound
 
     def _size(
@@ -158,7 +158,7 @@ class _PreparedMINRES(RestartedIteration):
         """The same for one vector: plain numbers, and no masks."""
         multiply, P, limit = self._vector_product, self.preconditioner, self.solver.limit(len(x))
         eps = torch.finfo(x.dtype).eps
-        r, left = residual, float(torch.linalg.vector_norm(residual))
+        r, left = residual, norm(residual)
         goal = max(target, eps * left)
         z = residual if P is None else P._matvec(residual)
         size = _root(residual, z, progress)
@@ -200,7 +200,7 @@ class _PreparedMINRES(RestartedIteration):
                 z, left = v, abs(eta)
             else:
                 z, r = z_new / scale, (s * s * r).add_(v, alpha=c * eta)
-                left = float(torch.linalg.vector_norm(r))
+                left = norm(r)
         return True
 
 
