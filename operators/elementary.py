@@ -126,8 +126,12 @@ class Diagonal(LinearOperator):
             return self
         if isinstance(self, Identity):
             return Identity(space)
-        values = self._values.to(dtype=space.dtype, device=space.device)
-        return self._derived(values, space, self.structure)
+        values, structure = self._values, self.structure
+        # What is small in double precision may vanish; see `sign_of`.
+        vanishes = readable(values) and bool((values < torch.finfo(space.dtype).tiny).any())
+        if structure.positive_definite and vanishes:
+            structure = Structure(diagonal=True, positive_semidefinite=True)
+        return self._derived(values.to(dtype=space.dtype, device=space.device), space, structure)
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.values * v

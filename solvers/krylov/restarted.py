@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from solvers.iterative import PreparedIteration, applied
-from solvers.krylov.symmetric_product import block_product, vector_product
+from solvers.krylov.products import block_product, vector_product
 from solvers.linear_solver import Progress
 from solvers.members import Members
 

@@ -709,6 +709,13 @@ class TestFactorsOfAnotherDtype:
         assert (1e-30 * A).positive_definite
         assert not (-1e-60 * A).positive_semidefinite
 
+    def test_what_vanishes_beside_another_operator(self):
+        A = Dense(torch.zeros(3, 3), positive_semidefinite=True)
+        assert (A + 1e-30 * Identity(3)).positive_definite
+        vanishing = A + 1e-60 * Identity(3)
+        assert vanishing.positive_semidefinite
+        assert not vanishing.positive_definite
+
 
 def test_gram_from_the_right():
     J, W = Dense(sampled(3, 2)), Diagonal(sampled(3, seed=1) ** 2)

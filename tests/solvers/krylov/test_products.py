@@ -1,4 +1,4 @@
-"""The product from one triangle is the product; and it is used where it may be."""
+"""The fast products are the products, and are used where they may be."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 import operators as ops
 from solvers import CG
-from solvers.krylov import symmetric_product
-from solvers.krylov.symmetric_product import block_product, vector_product
+from solvers.krylov import products
+from solvers.krylov.products import block_product, vector_product
 
 
 class Threads:
@@ -28,7 +28,7 @@ class Threads:
 @pytest.fixture
 def threads(monkeypatch) -> Threads:
     controller = Threads()
-    monkeypatch.setattr(symmetric_product, "_threads", lambda: controller)
+    monkeypatch.setattr(products, "_threads", lambda: controller)
     return controller
 
 
@@ -40,7 +40,7 @@ def symmetric(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_is_the_product(dtype, transposed, threads, monkeypatch):
-    monkeypatch.setattr(symmetric_product, "LARGE", 0)
+    monkeypatch.setattr(products, "LARGE", 0)
     M = symmetric(70, dtype)
     A = ops.Dense(M.T if transposed else M, symmetric=True)
     v = torch.linspace(-1, 1, 70, dtype=dtype)
@@ -58,7 +58,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_operators_bring_their_own(name, threads, monkeypatch):
-    monkeypatch.setattr(symmetric_product, "LARGE", 0)
+    monkeypatch.setattr(products, "LARGE", 0)
     A = OTHERS[name]
     assert vector_product(A) == A._matvec
 
@@ -78,9 +78,9 @@ def test_blocks(transposed):
 def test_small_ones_and_where_threads_cannot_be_set(threads, monkeypatch):
     A = ops.Dense(symmetric(20), symmetric=True)
     assert vector_product(A) == A._matvec
-    monkeypatch.setattr(symmetric_product, "LARGE", 0)
+    monkeypatch.setattr(products, "LARGE", 0)
     assert vector_product(A) != A._matvec
-    monkeypatch.setattr(symmetric_product, "_threads", lambda: None)
+    monkeypatch.setattr(products, "_threads", lambda: None)
     assert vector_product(A) == A._matvec
 
 
@@ -91,3 +91,17 @@ def test_a_large_system(threads):
     x, info = CG(rtol=1e-10, strict=True).prepare(A).solve(b)
     torch.testing.assert_close(A.matrix @ x, b, rtol=0, atol=1e-8)
     assert len(threads.limits) == info.iterations
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_sparse(dtype, symmetric):
+    M = torch.tensor([[2.0, 0, 1], [0, 3, 0], [1, 0, 0]]).to(dtype)
+    A = ops.Sparse(M.to_sparse_csr(), symmetric=symmetric)
+    v = torch.tensor([1.0, 2.0, 3.0], dtype=dtype)
+    product = vector_product(A)
+    assert (product == A._matvec) == (dtype == torch.bfloat16)
+    first = product(v)
+    torch.testing.assert_close(first, M @ v)
+    product(2 * v)
+    torch.testing.assert_close(first, M @ v)  # each product has its own memory

@@ -1,4 +1,4 @@
-"""Products with a symmetric dense matrix, as its symmetry allows them."""
+"""Products inside an iteration, where the same matrix is met again and again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from scipy.linalg.blas import get_blas_funcs
 from torch import Tensor
 
-from operators import Dense, LinearOperator
+from operators import Dense, LinearOperator, Sparse
 
 # Bytes of a matrix from which on one triangle pays: smaller ones are read from the cache.
 LARGE = 1 << 23
 
 
 def vector_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
-    """``v -> A v`` for plain vectors ``(n,)``, from one triangle where that is known to be faster.
+    """``v -> A v`` for plain vectors ``(n,)``, as fast as the kind of A allows.
 
     Parameters
     ----------
@@ -31,7 +31,8 @@ def vector_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
     The product with a dense matrix is bound by memory. BLAS' symv reads half of a symmetric one,
     and takes half the time; torch does not have it, scipy does, for matrices on the CPU. It runs on
     one thread, as the threads of OpenBLAS's symv wait for one another: that takes threadpoolctl,
-    without which, and for small matrices, the product stays torch's.
+    without which, and for small matrices, the product stays torch's. Of a sparse matrix on the CPU
+    the tensor that its kernel wants is made once, which saves half the time of a small product.
 
     Examples
     --------
@@ -40,13 +41,14 @@ def vector_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
     >>> product(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
     """
+    if isinstance(A, Sparse):
+        return _sparse_product(A)
     controller = _threads()
     if not (isinstance(A, Dense) and A.symmetric and controller is not None):
         return A._matvec
     # BLAS numbers entries by columns; of a symmetric matrix rows are columns.
     M = A.matrix if A.matrix.is_contiguous() else A.matrix.T
-    known = M.device.type == "cpu" and M.dtype in (torch.float32, torch.float64)
-    if not (known and M.is_contiguous() and M.numel() * M.element_size() >= LARGE):
+    if not (_known(M) and M.is_contiguous() and M.numel() * M.element_size() >= LARGE):
         return A._matvec
     array = M.detach().numpy().T
     symv = get_blas_funcs("symv", (array,))
@@ -75,6 +77,26 @@ def block_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
         return A._matmat
     M = A.matrix
     return lambda block: (block.T @ M).T
+
+
+def _sparse_product(A: Sparse) -> Callable[[Tensor], Tensor]:
+    values, pattern = A.values.detach(), A.pattern
+    if not _known(values):
+        return A._matvec
+    matrix = torch.sparse_csr_tensor(
+        *pattern.narrow(), values, size=pattern.shape, check_invariants=False
+    )
+
+    def product(v: Tensor) -> Tensor:
+        image = v.new_empty(pattern.shape[0])
+        return torch.addmv(image, matrix, v, beta=0, out=image)
+
+    return product
+
+
+def _known(tensor: Tensor) -> bool:
+    """Whether the libraries for the CPU take it."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
 
 
 @functools.cache
