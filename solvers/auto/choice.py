@@ -26,6 +26,7 @@ from solvers.preconditioners.amg import AMG
 from solvers.preconditioners.incomplete_lu import IncompleteLU
 from solvers.preconditioners.jacobi import Jacobi
 from solvers.sketched.precondition import SketchAndPrecondition
+from solvers.solution import MissingLibraryError
 from solvers.sparse import cholmod
 from solvers.sparse.analysis import Analysis, analyse
 from solvers.sparse.cholesky import SparseCholesky
@@ -244,12 +245,15 @@ def _analysis(A: ops.Sparse) -> Analysis | None:
     if not cholmod.available():
         return None
     pattern = A.pattern
-    if A.symmetric:
+    if not A.symmetric:
+        ones = ops.Sparse(torch.ones(pattern.nnz, dtype=A.dtype, device=A.device), pattern)
+        both = ones + ones.T
+        assert isinstance(both, ops.Sparse)
+        A = ops.Sparse(both.values, both.pattern, symmetric=True)
+    try:
         return analyse(A)
-    ones = ops.Sparse(torch.ones(pattern.nnz, dtype=A.dtype, device=A.device), pattern)
-    both = ones + ones.T
-    assert isinstance(both, ops.Sparse)
-    return analyse(ops.Sparse(both.values, both.pattern, symmetric=True))
+    except MissingLibraryError:  # this build of scikit-sparse does not tell
+        return None
 
 
 def _positive_diagonal(A: LinearOperator) -> bool:
