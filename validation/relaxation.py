@@ -5,7 +5,7 @@
 Two experiments of Khodak, Chow, Balcan and Talwalkar, arXiv:2310.02246. First SOR on the 10 x 10
 five-point Laplacian with a random shift, whose iteration counts a bandit has to do with. Then
 SSOR-CG within Crank-Nicolson steps of a heat equation, by `LinearSystemSequence`. Prints tables and
-verdicts and writes everything to ``runs/validation/relaxation.h5``. About ten minutes on one core.
+verdicts and writes everything to ``runs/validation/relaxation.h5``. About six minutes on one core.
 """
 
 from __future__ import annotations

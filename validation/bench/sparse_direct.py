@@ -141,6 +141,6 @@ def unsymmetric(bench: Bench) -> None:
                 [factor.solve(column).value for column in B.T], dim=1
             ),
         },
-        "Raw splu spreads each supernode's little product over the threads of BLAS.",
+        "With more than one thread raw splu spreads each supernode's little product over them.",
         tolerance=1e-10,
     )
