@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -99,6 +100,9 @@ class PreparedIteration(PreparedSolver):
     """
 
     solver: PreconditionedSolver
+    # Asked where the limit is reached, with the iterations made and the largest residual as a
+    # multiple of its target: how many more to make. So `Auto` judges a trial without a restart.
+    prolong: Callable[[int, float], int] | None = None
 
     def __init__(
         self,
@@ -186,6 +190,15 @@ class PreparedIteration(PreparedSolver):
         again.products += progress.products
         again.refreshed = True
         return x, again
+
+    def _spent(self, progress: Progress, distance: float) -> bool:
+        """Whether the iterations are used up, which is the status then."""
+        if self.prolong is not None:
+            progress.limit += self.prolong(progress.iterations, distance)
+        if progress.iterations < progress.limit:
+            return False
+        progress.status = "maxiter"
+        return True
 
     def _left(self, block: Tensor, x: Tensor, progress: Progress, transpose: bool) -> Tensor:
         """Norms of the columns of the true residual."""

@@ -126,6 +126,7 @@ class Progress:
     """What a solver's own loop reports: per-column flags are reduced to the worst."""
 
     iterations: int = 0
+    limit: int = 0  # on the iterations
     products: int = 0
     status: str = "converged"
     detail: str = ""

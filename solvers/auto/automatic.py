@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
+from solvers.auto import costs
 from solvers.auto.choice import plan_for
-from solvers.auto.plan import Plan, Request
-from solvers.iterative import IterativeSolver, PreparedIteration
+from solvers.auto.plan import SHORTEST_TRIAL, Candidate, Plan, Request
+from solvers.iterative import PreparedIteration
 from solvers.linear_solver import LinearSolver, OneByOne, PreparedSolver, Progress
 from solvers.matrix import as_operator, looked_up
 from solvers.members import Members
@@ -104,6 +105,7 @@ class PreparedAuto(PreparedSolver):
         self._failures: dict[int, str] = {}
         # The first that has not failed, and the one that made the last solution.
         self._current = self._used = 0
+        self._served = 0
         self._advance()
 
     def _advance(self) -> None:
@@ -158,6 +160,7 @@ class PreparedAuto(PreparedSolver):
         if best is None:
             raise StructureError(f"no solver for {self.A!r}: " + "; ".join(self._failures.values()))
         _, self._used, x, progress = best
+        self._served += 1
         progress.products = products
         return x, progress
 
@@ -177,38 +180,11 @@ class PreparedAuto(PreparedSolver):
     ) -> tuple[Tensor, Progress]:
         """A member's solution; of one on trial, as far as its trial and its rate carry it."""
         candidate = self.plan.candidates[index]
-
-        def solved(by: PreparedSolver, right: Tensor) -> tuple[Tensor, Progress]:
-            return (by._solve_transpose if transpose else by._solve)(right, targets)
-
-        if candidate.trial is None or not isinstance(member, PreparedIteration):
-            return solved(member, block)
-        x, progress = solved(_limited(member, candidate.trial), block)
-        if progress.status != "maxiter":
-            return x, progress
-        operator = self.A.T if transpose else self.A
-        residual = block - operator._matmat(x) if progress.residual is None else progress.residual
-        reached = float((torch.linalg.vector_norm(residual, dim=0) / targets).max())
-        start = float((1 / targets).max())
-        # Linear convergence so far: reached = start rate^trial, and 1 = reached rate^more.
-        if not 1 < reached < start:
-            return x, progress
-        rate = math.log(start / reached) / candidate.trial
-        more = math.log(reached) / rate
-        following = self.plan.candidates[index + 1].seconds(1)
-        assert candidate.iteration is not None
-        if more * candidate.iteration > following:
-            progress.detail = f"would take about {more:.0f} iterations more"
-            return x, progress
-        size = torch.linalg.vector_norm(residual, dim=0)
-        size = torch.where(size > 0, size, 1.0)
-        rest = _limited(member, math.ceil(1.5 * more) + 10)
-        solve = rest._solve_transpose if transpose else rest._solve
-        correction, further = solve(residual / size, targets / size)
-        further.iterations += progress.iterations
-        further.products += progress.products
-        further.residual = None
-        return x + correction * size, further
+        if candidate.trial is not None and isinstance(member, PreparedIteration):
+            following = self.plan.candidates[index + 1]
+            left = max(1, self.plan.solves - self._served)
+            member = _on_trial(member, candidate, following, left, float((1 / targets).max()))
+        return (member._solve_transpose if transpose else member._solve)(block, targets)
 
     def _judge(self, *args: Any) -> Info:
         info = super()._judge(*args)
@@ -238,6 +214,7 @@ class PreparedAuto(PreparedSolver):
         PreparedSolver.__init__(updated, self.solver, A)
         updated.plan, updated._failures = self.plan, {}
         updated._current = updated._used = self._current
+        updated._served = 0
         try:
             updated._prepared = {self._current: member._update(A)}
         except StructureError:
@@ -284,7 +261,42 @@ def free_memory(device: torch.device) -> float:
     return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _limited(member: PreparedIteration, maxiter: int) -> PreparedIteration:
-    settings = member.solver
-    assert isinstance(settings, IterativeSolver)
-    return type(member)(replace(settings, maxiter=maxiter), member.A, member.preconditioner)
+def _on_trial(
+    member: PreparedIteration, candidate: Candidate, following: Candidate, solves: int, start: float
+) -> PreparedIteration:
+    """An iteration that goes on after its trial while its rate promises to be worth it.
+
+    Parameters
+    ----------
+    following
+        The next of the chain.
+    solves
+        Right-hand sides that are still expected, this one included.
+    start
+        The largest residual as a multiple of its target, before the first iteration.
+    """
+    each, trial = candidate.iteration, candidate.trial
+    assert each is not None
+    assert trial is not None
+    budget = following.seconds(solves)
+
+    def more(iterations: int, distance: float) -> int:
+        # Linear convergence: distance = start rate^iterations, and 1 = distance rate^rest.
+        if iterations < trial and not distance < start:
+            return trial - iterations
+        if not 1 < distance < start:
+            return 0
+        rest = iterations * math.log(distance) / math.log(start / distance)
+        cost = each * (rest + (solves - 1) * (iterations + rest))
+        if iterations < trial:
+            return trial - iterations if cost <= costs.HOPELESS * budget else 0
+        if cost > budget or iterations * each > 2 * budget:
+            return 0
+        # It is looked at again half way.
+        return math.ceil(rest / 2) + SHORTEST_TRIAL
+
+    first = min(trial, max(SHORTEST_TRIAL, trial // 3))
+    settings = replace(member.solver, maxiter=first)
+    limited = type(member)(settings, member.A, member.preconditioner)
+    limited.prolong = more
+    return limited

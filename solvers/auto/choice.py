@@ -21,6 +21,7 @@ from solvers.krylov.cg import CG
 from solvers.krylov.gmres import GMRES
 from solvers.krylov.lsmr import LSMR
 from solvers.krylov.minres import MINRES
+from solvers.krylov.products import LARGE
 from solvers.matrix import looked_up
 from solvers.preconditioners.amg import AMG
 from solvers.preconditioners.incomplete_lu import IncompleteLU
@@ -159,7 +160,7 @@ def _saddle(A: ops.Saddle, request: Request) -> Iterator[Candidate]:
     yield Candidate(
         Saddle(**request.tolerances),
         f"its Schur complement of size {m} is formed by {m} solves with the upper block",
-        setup=first.setup + 0.5 * m * one + costs.CHOLESKY * m**3 / 3,
+        setup=first.setup + 0.25 * m * one + costs.CHOLESKY * m**3 / 3,
         solve=2 * one + costs.DENSE_PRODUCT * m * m,
         memory=first.memory + 8.0 * m * (A.G.shape[1] + m),
     )
@@ -173,15 +174,16 @@ def _dense(A: LinearOperator, request: Request) -> Iterator[Candidate]:
     formed, memory = _forming(A), 8.0 * n * n
     what = "dense" if isinstance(A, ops.Dense) else "small enough to be formed"
     solve = 2 * costs.DENSE_PRODUCT * n * n + costs.ITERATION
+    copy = costs.MEMORY * n * n if memory > 2**25 else 0.0  # of the triangle that is read
     # Pivots are looked for in every column.
     pivoting = costs.DENSE_PRODUCT * n * n
     if A.symmetric:
         claim = "positive definite" if A.positive_definite else "symmetric: definite if it factors"
         yield Candidate(DenseCholesky(**t), f"{what}, {claim}",
-                        formed + costs.CHOLESKY * n**3 / 3, solve, 2 * memory)  # fmt: skip
+                        formed + costs.CHOLESKY * n**3 / 3 + copy, solve, 2 * memory)  # fmt: skip
     if A.symmetric and not A.positive_definite:
         yield Candidate(DenseLDL(**t), f"{what}, symmetric: for an indefinite one",
-                        formed + costs.LDL * n**3 / 3 + pivoting, solve, 2 * memory)  # fmt: skip
+                        formed + costs.LDL * n**3 / 3 + pivoting + copy, solve, 2 * memory)  # fmt: skip
     yield Candidate(DenseLU(**t), f"{what}, any square matrix",
                     formed + costs.LU * 2 * n**3 / 3 + pivoting, solve, 2 * memory)  # fmt: skip
 
@@ -224,7 +226,7 @@ def _sparse(A: ops.Sparse, request: Request) -> Iterator[Candidate]:
             yield Candidate(
                 CG(preconditioner=AMG(kind="ruge-stuben"), **t),
                 "symmetric, no positive entry beside its diagonal: multigrid",
-                setup=costs.AMG_SETUP * A.nnz,
+                setup=costs.AMG_START + costs.AMG_SETUP * A.nnz,
                 solve=costs.AMG_ITERATIONS * costs.AMG_CYCLE * A.nnz,
                 memory=40.0 * A.nnz,
             )
@@ -263,12 +265,12 @@ def _positive_diagonal(A: LinearOperator) -> bool:
 
 def _m_matrix(A: ops.Sparse) -> bool:
     """Whether the entries beside the diagonal are few and not positive, as of a Laplacian."""
-    values = A.values.detach()
-    beside = A.pattern.rows != A.pattern.columns
-    off = values[beside]
-    if not off.numel() or A.nnz > 60 * A.shape[0]:
+    if A.nnz > 60 * A.shape[0]:
         return False
-    return bool(off.clamp_min(0).sum() <= 1e-2 * off.abs().sum())
+    values, diagonal = A.values.detach(), A._exact_diagonal().detach()
+    negative = diagonal.clamp_max(0).sum() - values.clamp_max(0).sum()
+    positive = values.clamp_min(0).sum() - diagonal.clamp_min(0).sum()
+    return bool((negative > 0) & (positive <= 1e-2 * negative))
 
 
 # --- iterations -----------------------------------------------------------------------------------
@@ -307,7 +309,9 @@ def _uneven(diagonal: torch.Tensor) -> bool:
 def product_seconds(A: LinearOperator) -> float:
     """Seconds of one product: known of matrices, measured of others."""
     if isinstance(A, ops.Dense):
-        return costs.DENSE_PRODUCT * A.shape[0] * A.shape[1]
+        entries = A.shape[0] * A.shape[1]
+        halved = A.symmetric and entries * A.dtype.itemsize >= LARGE  # one triangle is read
+        return costs.DENSE_PRODUCT * entries / (2 if halved else 1)
     if isinstance(A, ops.Sparse):
         return costs.SPARSE_PRODUCT * A.nnz
     v = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)

@@ -9,32 +9,37 @@ from __future__ import annotations
 
 # Seconds per flop of a dense Cholesky (n^3 / 3), LU (2 n^3 / 3), LDL^T (n^3 / 3), QR (2 m n^2), SVD
 # (per m n^2), and an eigendecomposition (per n^3).
-CHOLESKY = 3e-11
-LU = 2.3e-11
-LDL = 5e-11
-QR = 1.7e-10
-SVD = 3.6e-10
-EIGEN = 5e-10
+CHOLESKY = 2.4e-11
+LU = 1.9e-11
+LDL = 4.8e-11
+QR = 1.45e-10
+SVD = 2.9e-10
+EIGEN = 2.4e-10
+# Seconds per entry of large arrays (more than 2^25 bytes), whose pages are mapped anew each time.
+MEMORY = 4.5e-9
 # Seconds per entry of one product with a dense matrix in memory.
-DENSE_PRODUCT = 3.5e-10
+DENSE_PRODUCT = 3e-10
 # Seconds per nonzero: of one product with a sparse matrix; of CHOLMOD's analysis; of entries of L,
 # to compute and to solve with; of a flop in supernodes.
-SPARSE_PRODUCT = 8e-10
-ANALYSIS = 1.3e-07
-FACTOR_ENTRY = 7e-08
-FACTOR_FLOP = 3e-11
-FACTOR_SOLVE = 7e-09
-# Seconds per nonzero of A: to set up Ruge and Stuben's hierarchy, and of an iteration with one
-# cycle.
-AMG_SETUP = 2.5e-07
-AMG_CYCLE = 2e-08
-AMG_ITERATIONS = 7
+SPARSE_PRODUCT = 7e-10
+ANALYSIS = 1.2e-7
+FACTOR_ENTRY = 7e-8
+FACTOR_FLOP = 1.2e-11
+FACTOR_SOLVE = 8e-9
+# Seconds to set up a hierarchy of Ruge and Stuben, whatever its size; and per nonzero of A: for that,
+# and of an iteration with one cycle.
+AMG_START = 1e-2
+AMG_SETUP = 3.2e-7
+AMG_CYCLE = 2.1e-8
+AMG_ITERATIONS = 6
 # SuperLU against CHOLMOD on the same fill, per entry and per flop.
 SUPERLU_ENTRY = 6e-8
 SUPERLU_FLOP = 4e-10
 # Seconds of one iteration of a Krylov method beyond its product: dispatch, and per entry of a
 # vector.
-ITERATION = 8e-05
-VECTOR = 3e-10
-# Share of the predicted cost of the next solver that a cheaper one may spend on a try.
-TRIAL = 0.3
+ITERATION = 8e-5
+VECTOR = 1e-10
+# Share of the predicted cost of the next solver that a cheaper one may spend on a try. After a third
+# of the try it ends if its rate, which may rise yet, promises so many times that cost.
+TRIAL = 0.2
+HOPELESS = 3.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.dense.matrix import finite_dense, first_failure, symmetrised
+from solvers.dense.matrix import cholesky_solved, finite_dense, first_failure, lower_half
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 from solvers.members import batch_of, block_of
 from solvers.solution import NotPositiveDefiniteError, StructureError
@@ -56,7 +56,7 @@ class _PreparedCholesky(PreparedSolver):
                 "or use DenseLU"
             )
         matrix = finite_dense(A, "DenseCholesky")
-        self.factor, codes = torch.linalg.cholesky_ex(symmetrised(matrix))
+        self.factor, codes = torch.linalg.cholesky_ex(lower_half(matrix))
         if failure := first_failure(A, codes):
             name, order = failure
             raise NotPositiveDefiniteError(
@@ -65,5 +65,5 @@ class _PreparedCholesky(PreparedSolver):
             )
 
     def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
-        x = torch.cholesky_solve(batch_of(self.A, block), self.factor)
+        x = cholesky_solved(self.factor, batch_of(self.A, block))
         return block_of(self.A, x), Progress()

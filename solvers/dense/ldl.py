@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.dense.matrix import finite_dense, first_failure, symmetrised
+from solvers.dense.matrix import finite_dense, first_failure, lower_half
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 from solvers.members import Members, batch_of, block_of
 from solvers.solution import SingularError, StructureError
@@ -94,7 +94,7 @@ class _PreparedLDL(PreparedSolver):
     def __init__(self, solver: DenseLDL, A: LinearOperator) -> None:
         super().__init__(solver, A)
         matrix = finite_dense(A, "DenseLDL")
-        self.factor, self.pivots, codes = torch.linalg.ldl_factor_ex(symmetrised(matrix))
+        self.factor, self.pivots, codes = torch.linalg.ldl_factor_ex(lower_half(matrix))
         if failure := first_failure(A, codes):
             name, block = failure
             raise SingularError(

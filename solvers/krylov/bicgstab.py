@@ -63,7 +63,7 @@ class _PreparedBiCGStab(RestartedIteration):
     def _sweep(
         self, x: Tensor, residual: Tensor, active: Tensor, targets: Tensor, progress: Progress
     ) -> Tensor:
-        limit, eps = self.solver.limit(x.shape[0]), torch.finfo(x.dtype).eps
+        eps = torch.finfo(x.dtype).eps
         retried = torch.zeros_like(active)
         sound = torch.ones_like(active)
         if len(active) == 1 and not isinstance(self.A, Members):
@@ -75,8 +75,9 @@ class _PreparedBiCGStab(RestartedIteration):
         goal = torch.maximum(targets, eps * size)
         rho = dots(shadow, r)
         while bool(active.any()):
-            if progress.iterations >= limit:
-                progress.status = "maxiter"
+            if progress.iterations >= progress.limit and self._spent(
+                progress, float((size / goal).max())
+            ):
                 break
             # A column that has stopped keeps its iterate.
             p = torch.where(active, p, 0.0)
@@ -128,14 +129,13 @@ class _PreparedBiCGStab(RestartedIteration):
 
     def _sweep_one(self, x: Tensor, residual: Tensor, target: float, progress: Progress) -> bool:
         """The same for one vector: plain numbers, and no masks."""
-        multiply, P, limit = self._vector_product, self.preconditioner, self.solver.limit(len(x))
+        multiply, P = self._vector_product, self.preconditioner
         eps, retried = torch.finfo(x.dtype).eps, False
         r, shadow, p = residual.clone(), residual, residual.clone()
         shadow_size = size = norm(r)
         goal, rho = max(target, eps * size), size * size
         while size > goal:
-            if progress.iterations >= limit:
-                progress.status = "maxiter"
+            if progress.iterations >= progress.limit and self._spent(progress, size / goal):
                 break
             y = p if P is None else P._matvec(p)
             v = multiply(y)

@@ -105,7 +105,7 @@ class _PreparedCG(RestartedIteration):
             if not self._sweep_one(x[:, 0], residual[:, 0], float(targets), progress):
                 sound.fill_(False)
             return sound
-        limit, preconditioned = self.solver.limit(x.shape[0]), self.preconditioner is not None
+        preconditioned = self.preconditioner is not None
         r = residual.clone()
         rr = dots(r, r)
         # A sweep cannot gain more than the precision: then it is time for the truth.
@@ -114,8 +114,9 @@ class _PreparedCG(RestartedIteration):
         p, Ap, curvature = torch.zeros_like(r), torch.zeros_like(r), torch.ones_like(rr)
         rz = torch.full_like(rr, torch.inf)
         while bool(active.any()):
-            if progress.iterations >= limit:
-                progress.status = "maxiter"
+            if progress.iterations >= progress.limit and self._spent(
+                progress, float((rr / goal).max().sqrt())
+            ):
                 break
             z = self._precondition(r)
             previous, rz = rz, dots(r, z) if preconditioned else rr
@@ -149,15 +150,16 @@ class _PreparedCG(RestartedIteration):
 
     def _sweep_one(self, x: Tensor, residual: Tensor, target: float, progress: Progress) -> bool:
         """The same for one vector: plain numbers, and no masks."""
-        multiply, P, limit = self._vector_product, self.preconditioner, self.solver.limit(len(x))
+        multiply, P = self._vector_product, self.preconditioner
         r = residual.clone()
         rr = float(torch.dot(r, r))
         goal = max(target, torch.finfo(r.dtype).eps * math.sqrt(rr)) ** 2
         ceiling = self._growth(r.dtype) ** 2 * rr
         p, Ap, curvature, rz = torch.zeros_like(r), torch.zeros_like(r), 1.0, math.inf
         while rr > goal:
-            if progress.iterations >= limit:
-                progress.status = "maxiter"
+            if progress.iterations >= progress.limit and self._spent(
+                progress, math.sqrt(rr / goal)
+            ):
                 break
             z = r if P is None else P._matvec(r)
             previous, rz = rz, rr if P is None else float(torch.dot(r, z))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
+from operators.precision import in_single
 from solvers.iterative import PreconditionedSolver, varies
 from solvers.krylov.restarted import BROKEN, RestartedIteration, norm, norms, report
 from solvers.linear_solver import PreparedSolver, Progress
@@ -87,10 +88,10 @@ class _PreparedGMRES(RestartedIteration):
             return self._cycle_of_one(x[:, 0], residual[:, 0], active, float(targets), progress)
         n, k = x.shape
         eps = torch.finfo(x.dtype).eps
-        longest = min(self.solver.restart, n, self.solver.limit(n) - progress.iterations)
+        longest = min(self.solver.restart, n, progress.limit - progress.iterations)
         flexible = varies(self.preconditioner)
         sound = torch.ones_like(active)
-        start = norms(residual)
+        start = left = norms(residual)
         goal = torch.maximum(targets, eps * start)
         # Per column: the basis V, with rows v_j; A P V = V H, and Q H = [R; 0] with Q orthogonal,
         # so that the first column of Q, times |r|, is the rotated right-hand side.
@@ -103,8 +104,8 @@ class _PreparedGMRES(RestartedIteration):
         j = 0
         while bool(active.any()):
             if j == longest:
-                if progress.iterations >= self.solver.limit(n):
-                    progress.status = "maxiter"
+                if progress.iterations >= progress.limit:
+                    self._spent(progress, float((left / goal).max()))
                 break
             z = self._precondition(V[:, j].T)
             if flexible:
@@ -142,7 +143,7 @@ class _PreparedGMRES(RestartedIteration):
         y = torch.where(
             torch.arange(j, device=x.device) < steps[:, None], start[:, None] * Q[:, :j, 0], 0.0
         )
-        y = torch.linalg.solve_triangular(R[:, :j, :j], y[:, :, None], upper=True)
+        y = in_single(torch.linalg.solve_triangular, R[:, :j, :j], y[:, :, None], upper=True)
         change = (Z[:, :j].mT @ y)[:, :, 0].T
         x += change if flexible else self._precondition(change)
         return sound
@@ -151,8 +152,8 @@ class _PreparedGMRES(RestartedIteration):
         self, x: Tensor, residual: Tensor, active: Tensor, target: float, progress: Progress
     ) -> Tensor:
         """The same for one vector: plain numbers, and no masks."""
-        multiply, P, limit = self._vector_product, self.preconditioner, self.solver.limit(len(x))
-        longest = min(self.solver.restart, len(x), limit - progress.iterations)
+        multiply, P = self._vector_product, self.preconditioner
+        longest = min(self.solver.restart, len(x), progress.limit - progress.iterations)
         flexible, eps = varies(P), torch.finfo(x.dtype).eps
         start = norm(residual)
         goal = max(target, eps * start)
@@ -166,8 +167,8 @@ class _PreparedGMRES(RestartedIteration):
         while abs(rotated[-1]) > goal:
             j = len(R)
             if j == longest:
-                if progress.iterations >= limit:
-                    progress.status = "maxiter"
+                if progress.iterations >= progress.limit:
+                    self._spent(progress, abs(rotated[-1]) / goal)
                 break
             z = V[j] if P is None else P._matvec(V[j])
             if flexible:

@@ -158,7 +158,7 @@ class _PreparedLSMR(PreparedIteration):
         after: LinearOperator | None = None,
     ) -> tuple[Tensor, Progress]:
         """``x = after y`` with ``B y = before b``, by sweeps that start from the true residual."""
-        progress, AT, BT = Progress(), A.T, B.T
+        progress, AT, BT = Progress(limit=self.solver.limit(min(B.shape))), A.T, B.T
         eps = torch.finfo(block.dtype).eps
         size_of_A = self._norms.repeat_interleave(block.shape[1] // len(self._norms))
         x, residual = block.new_zeros(A.shape[1], block.shape[1]), block
@@ -215,7 +215,6 @@ class _PreparedLSMR(PreparedIteration):
 
         It ends where that is at most `share` of ``|right|``, or ``|B^T r| <= goal |B| |r|``.
         """
-        limit = self.solver.limit(min(B.shape))
         u, beta = _unit(right)
         v, alpha = _unit(applied(BT, u))
         progress.products += right.shape[1]
@@ -230,9 +229,10 @@ class _PreparedLSMR(PreparedIteration):
             active = active & (left > share) & (slope > goal * size * left)  # false for NaN
             if not bool(active.any()):
                 break
-            if progress.iterations >= limit:
-                progress.status = "maxiter"
-                break
+            if progress.iterations >= progress.limit:
+                distances = torch.minimum(left / share, slope / (goal * size * left))
+                if self._spent(progress, float(distances.max())):
+                    break
             u, beta = _unit(applied(B, v) - alpha * u)
             v, alpha = _unit(applied(BT, u) - beta * v)
             progress.iterations += 1

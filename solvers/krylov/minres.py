@@ -88,7 +88,7 @@ class _PreparedMINRES(RestartedIteration):
     def _sweep(
         self, x: Tensor, residual: Tensor, active: Tensor, targets: Tensor, progress: Progress
     ) -> Tensor:
-        limit, eps = self.solver.limit(x.shape[0]), torch.finfo(x.dtype).eps
+        eps = torch.finfo(x.dtype).eps
         sound = torch.ones_like(active)
         if len(active) == 1 and not isinstance(self.A, Members):
             if not self._sweep_one(x[:, 0], residual[:, 0], float(targets), progress):
@@ -108,8 +108,9 @@ class _PreparedMINRES(RestartedIteration):
         c, s = c_old, s_old
         largest = torch.zeros_like(size)
         while bool(active.any()):
-            if progress.iterations >= limit:
-                progress.status = "maxiter"
+            if progress.iterations >= progress.limit and self._spent(
+                progress, float((norms(r) / goal).max())
+            ):
                 break
             Az = self._product(z)
             progress.iterations += 1
@@ -156,7 +157,7 @@ class _PreparedMINRES(RestartedIteration):
 
     def _sweep_one(self, x: Tensor, residual: Tensor, target: float, progress: Progress) -> bool:
         """The same for one vector: plain numbers, and no masks."""
-        multiply, P, limit = self._vector_product, self.preconditioner, self.solver.limit(len(x))
+        multiply, P = self._vector_product, self.preconditioner
         eps = torch.finfo(x.dtype).eps
         r, left = residual, norm(residual)
         goal = max(target, eps * left)
@@ -169,8 +170,7 @@ class _PreparedMINRES(RestartedIteration):
         v_old = w_old = w = torch.zeros_like(v)
         eta, off, c_old, s_old, c, s, largest = size, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0
         while left > goal:
-            if progress.iterations >= limit:
-                progress.status = "maxiter"
+            if progress.iterations >= progress.limit and self._spent(progress, left / goal):
                 break
             Az = multiply(z)
             progress.iterations += 1

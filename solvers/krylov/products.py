@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from scipy.linalg.blas import get_blas_funcs
 from torch import Tensor
 
 from operators import Dense, LinearOperator, Sparse
+from solvers.threads import one_blas_thread
 
 # Bytes of a matrix from which on one triangle pays: smaller ones are read from the cache.
 LARGE = 1 << 23
@@ -30,9 +27,9 @@ def vector_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
     -----
     The product with a dense matrix is bound by memory. BLAS' symv reads half of a symmetric one,
     and takes half the time; torch does not have it, scipy does, for matrices on the CPU. It runs on
-    one thread, as the threads of OpenBLAS's symv wait for one another: that takes threadpoolctl,
-    without which, and for small matrices, the product stays torch's. Of a sparse matrix on the CPU
-    the tensor that its kernel wants is made once, which saves half the time of a small product.
+    one thread, as the threads of OpenBLAS's symv wait for one another. For small matrices the
+    product stays torch's. Of a sparse matrix on the CPU the tensor that its kernel wants is made
+    once, which saves half the time of a small product.
 
     Examples
     --------
@@ -43,8 +40,7 @@ def vector_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
     """
     if isinstance(A, Sparse):
         return _sparse_product(A)
-    controller = _threads()
-    if not (isinstance(A, Dense) and A.symmetric and controller is not None):
+    if not (isinstance(A, Dense) and A.symmetric):
         return A._matvec
     # BLAS numbers entries by columns; of a symmetric matrix rows are columns.
     M = A.matrix if A.matrix.is_contiguous() else A.matrix.T
@@ -54,7 +50,7 @@ def vector_product(A: LinearOperator) -> Callable[[Tensor], Tensor]:
     symv = get_blas_funcs("symv", (array,))
 
     def product(v: Tensor) -> Tensor:
-        with controller.limit(limits=1, user_api="blas"):
+        with one_blas_thread():
             return torch.from_numpy(symv(1.0, array, v.numpy(), lower=1))
 
     return product
@@ -97,12 +93,3 @@ def _sparse_product(A: Sparse) -> Callable[[Tensor], Tensor]:
 def _known(tensor: Tensor) -> bool:
     """Whether the libraries for the CPU take it."""
     return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
-
-
-@functools.cache
-def _threads() -> Any:
-    """What sets the threads of BLAS: threadpoolctl, where it is installed."""
-    with contextlib.suppress(ImportError):
-        make: Callable[[], Any] = importlib.import_module("threadpoolctl").ThreadpoolController
-        return make()
-    return None

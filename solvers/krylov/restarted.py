@@ -64,11 +64,11 @@ class RestartedIteration(PreparedIteration):
         active, targets
             Which columns have not converged, and the norm at which each of them does.
         progress
-            Counts on; its status is ``"maxiter"`` where the limit ended the sweep.
+            Counts on; where the limit is reached `_spent` says whether that ends the sweep.
         """
 
     def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
-        progress = Progress()
+        progress = Progress(limit=self.solver.limit(len(block)))
         x, residual = torch.zeros_like(block), block
         size = norms(block)
         active = size > targets

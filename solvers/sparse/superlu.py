@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,6 +10,7 @@ from scipy.sparse.linalg import splu
 
 from solvers.solution import SingularError
 from solvers.sparse.matrix import Array
+from solvers.threads import one_blas_thread
 
 Ordering = Literal["colamd", "mmd_at_plus_a", "mmd_ata", "natural"]
 
@@ -79,14 +77,8 @@ class SuperLU:
         block = np.asfortranarray(block)
         if block.shape[1] <= COLUMNS:
             return cast(Array, solve(block))
-        controller = _blas()
-        if controller is not None:
-            with controller.limit(limits=1, user_api="blas"):
-                return cast(Array, solve(block))
-        x = np.empty_like(block)
-        for first in range(0, block.shape[1], COLUMNS):
-            x[:, first : first + COLUMNS] = solve(block[:, first : first + COLUMNS])
-        return x
+        with one_blas_thread():
+            return cast(Array, solve(block))
 
     def pivots(self) -> Array:
         """Diagonal of U, in the order of elimination. Copies U."""
@@ -105,12 +97,3 @@ class SuperLU:
         order = np.argsort(self._handle.perm_c)
         wrong = np.flatnonzero(~(self.pivots() > 0) | (order != np.argsort(self._handle.perm_r)))
         return int(order[wrong[0]]) if len(wrong) else None
-
-
-@functools.cache
-def _blas() -> Any:
-    """What sets the threads of BLAS: threadpoolctl, where it is installed."""
-    with contextlib.suppress(ImportError):
-        make: Callable[[], Any] = importlib.import_module("threadpoolctl").ThreadpoolController
-        return make()
-    return None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from operators import Diagonal as DiagonalOperator
 from operators import LinearOperator, LowRankPlusDiagonal, LowRankUpdate, Sum
+from solvers.dense.matrix import cholesky_solved
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 from solvers.solution import SingularError, StructureError
 from solvers.structured.parts import Part
@@ -179,7 +180,7 @@ class _PreparedWoodbury(PreparedSolver):
         def inverse(block: Tensor) -> Tensor:
             middle = right @ self._of_base(block, targets, progress, transpose=transpose)
             if self.definite:
-                middle = torch.cholesky_solve(middle, self.factor)
+                middle = cholesky_solved(self.factor, middle)
             else:
                 middle = torch.linalg.lu_solve(self.factor, self.pivots, middle, adjoint=transpose)
             return self._of_base(block - left.T @ middle, targets, progress, transpose=transpose)

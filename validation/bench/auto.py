@@ -3,8 +3,8 @@
     python -m validation.bench auto
 
 A run is `prepare`, a solve, and a solve with the transpose: forward and adjoint. Back-ends that are
-slower than three times `Auto` are stopped: iterations by their limit, factorisations by the fill
-that their analysis predicts.
+slower than twice `Auto` are stopped, as they cannot be the best: iterations by their limit,
+factorisations by the fill that their analysis predicts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from validation.bench.timing import Bench, recorded
 
 RTOL = 1e-8
 # Back-ends that may take longer than so many times as Auto are not waited for.
-PATIENCE = 3.0
+PATIENCE = 2.0
 
 
 @dataclass(frozen=True)

@@ -238,3 +238,16 @@ def test_no_failure_is_silent():
         assert info.residual == pytest.approx(true, rel=1e-9, abs=5 * rounding)
         flagged += not info.converged
     assert 0 < flagged < 40
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype):
+    A = general(12)
+    half, B = ops.Dense(A.matrix.to(dtype)), sampled(12, 3).to(dtype)
+    X, info = GMRES(rtol=0.1).prepare(half).solve(B)
+    assert info.converged
+    left = torch.linalg.vector_norm(half.matrix.double() @ X.double() - B.double(), dim=0)
+    assert bool((left <= 0.15 * torch.linalg.vector_norm(B.double(), dim=0)).all())
+    for j in range(3):
+        one = GMRES(rtol=0.1).prepare(half).solve(B[:, j]).value
+        torch.testing.assert_close(one.double(), X[:, j].double(), rtol=0.2, atol=0.1)

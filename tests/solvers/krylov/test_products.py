@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from torch import Tensor
 
 import operators as ops
 from solvers import CG
 from solvers.krylov import products
 from solvers.krylov.products import block_product, vector_product
-
-
-class Threads:
-    """Stands for threadpoolctl's controller, which need not be installed."""
-
-    def __init__(self) -> None:
-        self.limits: list[int] = []
-
-    def limit(self, limits: int, user_api: str) -> contextlib.AbstractContextManager[None]:
-        self.limits.append(limits)
-        return contextlib.nullcontext()
+from solvers.threads import one_blas_thread
 
 
 @pytest.fixture
-def threads(monkeypatch) -> Threads:
-    controller = Threads()
-    monkeypatch.setattr(products, "_threads", lambda: controller)
-    return controller
+def counted(monkeypatch) -> list[int]:
+    """Threads of BLAS inside each product that asked for one."""
+    found: list[int] = []
+
+    @contextlib.contextmanager
+    def one() -> Iterator[None]:
+        with one_blas_thread():
+            pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+            found.append(max(pool["num_threads"] for pool in pools))
+            yield
+
+    monkeypatch.setattr(products, "one_blas_thread", one)
+    return found
 
 
 def symmetric(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -39,13 +40,13 @@ def symmetric(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_is_the_product(dtype, transposed, threads, monkeypatch):
+def test_is_the_product(dtype, transposed, counted, monkeypatch):
     monkeypatch.setattr(products, "LARGE", 0)
     M = symmetric(70, dtype)
     A = ops.Dense(M.T if transposed else M, symmetric=True)
     v = torch.linspace(-1, 1, 70, dtype=dtype)
     torch.testing.assert_close(vector_product(A)(v), A @ v)
-    assert threads.limits == [1]
+    assert counted == [1]
 
 
 OTHERS = {
@@ -57,7 +58,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_operators_bring_their_own(name, threads, monkeypatch):
+def test_other_operators_bring_their_own(name, monkeypatch):
     monkeypatch.setattr(products, "LARGE", 0)
     A = OTHERS[name]
     assert vector_product(A) == A._matvec
@@ -75,22 +76,20 @@ def test_blocks(transposed):
     assert block_product(other) == other._matmat
 
 
-def test_small_ones_and_where_threads_cannot_be_set(threads, monkeypatch):
+def test_small_ones(monkeypatch):
     A = ops.Dense(symmetric(20), symmetric=True)
     assert vector_product(A) == A._matvec
     monkeypatch.setattr(products, "LARGE", 0)
     assert vector_product(A) != A._matvec
-    monkeypatch.setattr(products, "_threads", lambda: None)
-    assert vector_product(A) == A._matvec
 
 
-def test_a_large_system(threads):
+def test_a_large_system(counted):
     n = 1100
     A = ops.Dense(symmetric(n), symmetric=True)
     b = torch.ones(n, dtype=torch.float64)
     x, info = CG(rtol=1e-10, strict=True).prepare(A).solve(b)
     torch.testing.assert_close(A.matrix @ x, b, rtol=0, atol=1e-8)
-    assert len(threads.limits) == info.iterations
+    assert counted == [1] * info.iterations
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

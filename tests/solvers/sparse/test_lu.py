@@ -17,6 +17,7 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import operators as ops
 import solvers
@@ -202,50 +203,30 @@ def test_small_systems(n):
     assert float(factor.logdet().exp()) == pytest.approx(4.0**n)
 
 
-@pytest.mark.parametrize("limited", [True, False], ids=["one thread", "in slices"])
-def test_blocks_avoid_the_threads_of_blas(monkeypatch, limited):
-    """A block goes to SuperLU under a limit of one thread, or in slices too narrow for threads."""
+def test_blocks_avoid_the_threads_of_blas():
+    """A block goes to SuperLU under a limit of one thread; a few columns need none."""
     A, B = random_square(30, 4), sampled(30, 11)
     factor = SUPERLU.prepare(A)
-    widths: list[tuple[int, int]] = []
-    threads = [2]
+    seen: list[tuple[int, bool]] = []
 
-    class Controller:
-        def limit(self, *, limits: int, user_api: str) -> Any:
-            assert user_api == "blas"
-            threads.append(limits)
-            return self
-
-        def __enter__(self) -> None:
-            pass
-
-        def __exit__(self, *error: object) -> None:
-            threads.pop()
+    def threads() -> int:
+        return max(p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas")
 
     class Handle:
         def __init__(self, handle: Any) -> None:
             self.handle = handle
 
         def solve(self, block: Any, trans: str) -> Any:
-            widths.append((block.shape[1], threads[-1]))
+            seen.append((block.shape[1], threads() == usual))
             return self.handle.solve(block, trans)
 
-    monkeypatch.setattr(superlu, "_blas", lambda: Controller() if limited else None)
-    factor.factor._handle = Handle(factor.factor._handle)
-    close(factor.solve(B).value, torch.linalg.solve(A.to_dense(), B), 1e-11)
-    assert widths == ([(11, 1)] if limited else [(4, 2), (4, 2), (3, 2)])
-    widths.clear()
-    factor.solve_transpose(B[:, :4])
-    assert widths == [(4, 2)]
-
-
-def test_without_threadpoolctl(monkeypatch):
-    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
-    superlu._blas.cache_clear()
-    try:
-        assert superlu._blas() is None
-    finally:
-        superlu._blas.cache_clear()
+    with threadpool_limits(2, user_api="blas"):
+        usual = threads()
+        factor.factor._handle = Handle(factor.factor._handle)
+        close(factor.solve(B).value, torch.linalg.solve(A.to_dense(), B), 1e-11)
+        factor.solve_transpose(B[:, :4])
+        assert threads() == usual == 2
+    assert seen == [(11, False), (4, True)]
 
 
 # --- refusals ------------------------------------------------------------------------------------
