@@ -114,7 +114,7 @@ class PreparedIteration(PreparedSolver):
         self._adopt(self._made() if preconditioner is None else preconditioner)
         # Whether the preconditioner was made for another operator, whether it is to be made anew,
         # and the iterations for one digit of the residual that it took when it was not.
-        self._stale = self._due = False
+        self.stale = self._due = False
         self._pace: float | None = None
 
     def _made(self) -> LinearOperator | None:
@@ -153,12 +153,12 @@ class PreparedIteration(PreparedSolver):
         if not made or type(self).__init__ is not PreparedIteration.__init__:
             return super()._update(A)
         updated = type(self)(self.solver, A, self.preconditioner)
-        updated._stale, updated._due, updated._pace = True, self._due, self._pace
+        updated.stale, updated._due, updated._pace = True, self._due, self._pace
         return updated
 
     def _renew(self) -> None:
         self._adopt(self._made())
-        self._stale, self._due, self._pace = False, False, None
+        self.stale, self._due, self._pace = False, False, None
         self.__dict__.pop("_transposed", None)
 
     def _answer(
@@ -177,7 +177,7 @@ class PreparedIteration(PreparedSolver):
             self.solver.minimises(self.A) and progress.status == "converged"
         )
         pace = _pace(progress.iterations, targets if met else left, targets)
-        if not self._stale:
+        if not self.stale:
             if progress.iterations and math.isfinite(pace):
                 self._pace = max(self._pace or 0.0, pace)
             return x, progress

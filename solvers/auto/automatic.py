@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.auto import costs
 from solvers.auto.choice import plan_for
-from solvers.auto.plan import SHORTEST_TRIAL, Candidate, Plan, Request
+from solvers.auto.plan import Plan, Request
+from solvers.auto.trial import Trial
 from solvers.iterative import PreparedIteration
 from solvers.linear_solver import LinearSolver, OneByOne, PreparedSolver, Progress
 from solvers.matrix import as_operator, looked_up
@@ -137,10 +136,10 @@ class PreparedAuto(PreparedSolver):
         best: tuple[float, int, Tensor, Progress] | None = None
         products = iterations = 0
         for index in range(self._current, len(self.plan.candidates)):
-            member = self._member(index)
+            member = self._tried(index, targets)
             if member is None:
                 continue
-            x, progress = self._tried(index, member, block, targets, transpose)
+            x, progress = member._answer(block, targets, transpose=transpose)
             if progress.residual is None:
                 progress.residual = block - operator._matmat(x)
                 progress.products += block.shape[1]
@@ -175,16 +174,16 @@ class PreparedAuto(PreparedSolver):
         worst = float(share.max())
         return worst if worst == worst else float("inf")
 
-    def _tried(
-        self, index: int, member: PreparedSolver, block: Tensor, targets: Tensor, transpose: bool
-    ) -> tuple[Tensor, Progress]:
-        """A member's solution; of one on trial, as far as its trial and its rate carry it."""
-        candidate = self.plan.candidates[index]
-        if candidate.trial is not None and isinstance(member, PreparedIteration):
-            following = self.plan.candidates[index + 1]
-            left = max(1, self.plan.solves - self._served)
-            member = _on_trial(member, candidate, following, left, float((1 / targets).max()))
-        return (member._solve_transpose if transpose else member._solve)(block, targets)
+    def _tried(self, index: int, targets: Tensor) -> PreparedSolver | None:
+        """A member of the chain, on trial where it is to be; None where it cannot be prepared."""
+        member, candidate = self._member(index), self.plan.candidates[index]
+        if candidate.trial is None or not isinstance(member, PreparedIteration) or member.stale:
+            return member
+        columns = len(targets)
+        solves = max(self.plan.solves - self._served, columns)
+        start = float((1 / targets).max()) if columns else 1.0
+        trial = Trial(candidate, self.plan.candidates[index + 1], solves, max(columns, 1), start)
+        return trial.of(member) if trial.iterations else None
 
     def _judge(self, *args: Any) -> Info:
         info = super()._judge(*args)
@@ -259,44 +258,3 @@ def free_memory(device: torch.device) -> float:
             if line.startswith("MemAvailable:"):
                 return 1024.0 * int(line.split()[1])
     return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _on_trial(
-    member: PreparedIteration, candidate: Candidate, following: Candidate, solves: int, start: float
-) -> PreparedIteration:
-    """An iteration that goes on after its trial while its rate promises to be worth it.
-
-    Parameters
-    ----------
-    following
-        The next of the chain.
-    solves
-        Right-hand sides that are still expected, this one included.
-    start
-        The largest residual as a multiple of its target, before the first iteration.
-    """
-    each, trial = candidate.iteration, candidate.trial
-    assert each is not None
-    assert trial is not None
-    budget = following.seconds(solves)
-
-    def more(iterations: int, distance: float) -> int:
-        # Linear convergence: distance = start rate^iterations, and 1 = distance rate^rest.
-        if iterations < trial and not distance < start:
-            return trial - iterations
-        if not 1 < distance < start:
-            return 0
-        rest = iterations * math.log(distance) / math.log(start / distance)
-        cost = each * (rest + (solves - 1) * (iterations + rest))
-        if iterations < trial:
-            return trial - iterations if cost <= costs.HOPELESS * budget else 0
-        if cost > budget or iterations * each > 2 * budget:
-            return 0
-        # It is looked at again half way.
-        return math.ceil(rest / 2) + SHORTEST_TRIAL
-
-    first = min(trial, max(SHORTEST_TRIAL, trial // 3))
-    settings = replace(member.solver, maxiter=first)
-    limited = type(member)(settings, member.A, member.preconditioner)
-    limited.prolong = more
-    return limited

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -101,7 +102,7 @@ def _structured(A: LinearOperator, request: Request) -> Iterator[Candidate]:
                         solve=4e-11 * n * sum(sizes) + 10 * costs.ITERATION)  # fmt: skip
     if isinstance(A, ops.BlockDiagonal):
         plans = [plan_for(block, request) for block in A.blocks]
-        firsts = [plan.candidates[0] for plan in plans]
+        firsts = [plan.predictable for plan in plans]
         yield Candidate(BlockDiagonal(**t), "each block is solved with by itself",
                         setup=sum(first.setup for first in firsts),
                         solve=sum(first.solve + (100 * (first.iteration or 0)) for first in firsts),
@@ -121,7 +122,7 @@ def _block_triangular(A: ops.Block, request: Request) -> Iterator[Candidate]:
     one_sided = all(i >= j for i, j in filled) or all(i <= j for i, j in filled)
     if not (square and one_sided and all(block is not None for block in diagonal)):
         return
-    firsts = [plan_for(block, request).candidates[0] for block in diagonal if block is not None]
+    firsts = [plan_for(block, request).predictable for block in diagonal if block is not None]
     yield Candidate(
         BlockTriangular(**request.tolerances),
         "a triangle of blocks: each diagonal block is solved with, one after the other",
@@ -141,7 +142,7 @@ def _woodbury(A: LinearOperator, request: Request) -> Iterator[Candidate]:
         if bool((found.base.values == 0).any()):
             return
     else:
-        first = plan_for(found.base, request).candidates[0]
+        first = plan_for(found.base, replace(request, solves=max(2, rank))).predictable
         solve = first.solve + 100 * (first.iteration or 0.0)
         setup, memory = first.setup + 0.3 * rank * solve, first.memory
     yield Candidate(
@@ -155,7 +156,7 @@ def _woodbury(A: LinearOperator, request: Request) -> Iterator[Candidate]:
 
 def _saddle(A: ops.Saddle, request: Request) -> Iterator[Candidate]:
     m = A.G.shape[0]
-    first = plan_for(A.B, request).candidates[0]
+    first = plan_for(A.B, replace(request, solves=max(2, m))).predictable
     one = first.solve + 100 * (first.iteration or 0.0)
     yield Candidate(
         Saddle(**request.tolerances),
@@ -183,7 +184,8 @@ def _dense(A: LinearOperator, request: Request) -> Iterator[Candidate]:
                         formed + costs.CHOLESKY * n**3 / 3 + copy, solve, 2 * memory)  # fmt: skip
     if A.symmetric and not A.positive_definite:
         yield Candidate(DenseLDL(**t), f"{what}, symmetric: for an indefinite one",
-                        formed + costs.LDL * n**3 / 3 + pivoting + copy, solve, 2 * memory)  # fmt: skip
+                        formed + pivoting + copy + costs.LDL * n**3 / 3, solve,
+                        2 * memory)  # fmt: skip
     yield Candidate(DenseLU(**t), f"{what}, any square matrix",
                     formed + costs.LU * 2 * n**3 / 3 + pivoting, solve, 2 * memory)  # fmt: skip
 
@@ -230,9 +232,11 @@ def _sparse(A: ops.Sparse, request: Request) -> Iterator[Candidate]:
                 solve=costs.AMG_ITERATIONS * costs.AMG_CYCLE * A.nnz,
                 memory=40.0 * A.nnz,
             )
-    # Of an unsymmetric matrix the fill is guessed from that of its symmetric pattern.
+    # The fill is guessed from that of the symmetric pattern; pivots beside the diagonal undo the
+    # ordering, at the cost of about four times the fill.
     if analysis is not None:
-        fill, flops = 2 * analysis.factor_nonzeros, 2 * analysis.flops
+        more = 4 if _pivots_beside(A) else 1
+        fill, flops = 2 * more * analysis.factor_nonzeros, 2 * more**2 * analysis.flops
         yield Candidate(
             SparseLU(**t),
             f"sparse, any square matrix; about {fill:,} nonzeros in L and U",
@@ -263,11 +267,17 @@ def _positive_diagonal(A: LinearOperator) -> bool:
     return d is not None and bool((d > 0).all())
 
 
+def _pivots_beside(A: LinearOperator) -> bool:
+    d = A._exact_diagonal()
+    return d is None or bool((d == 0).any())
+
+
 def _m_matrix(A: ops.Sparse) -> bool:
     """Whether the entries beside the diagonal are few and not positive, as of a Laplacian."""
-    if A.nnz > 60 * A.shape[0]:
+    diagonal = A._exact_diagonal()
+    if diagonal is None or A.nnz > 60 * A.shape[0]:
         return False
-    values, diagonal = A.values.detach(), A._exact_diagonal().detach()
+    values, diagonal = A.values.detach(), diagonal.detach()
     negative = diagonal.clamp_max(0).sum() - values.clamp_max(0).sum()
     positive = values.clamp_min(0).sum() - diagonal.clamp_min(0).sum()
     return bool((negative > 0) & (positive <= 1e-2 * negative))
@@ -298,7 +308,7 @@ def _iterative(A: LinearOperator, request: Request) -> Iterator[Candidate]:
                             iteration=2 * step + 1e-7 * A.nnz)  # fmt: skip
         yield Candidate(GMRES(preconditioner=preconditioner, **t),
                         "not symmetric: the smallest residual of a Krylov space",
-                        memory=35 * vectors, iteration=step + 60 * costs.VECTOR * n)  # fmt: skip
+                        memory=35 * vectors, iteration=step + 200 * costs.VECTOR * n)  # fmt: skip
 
 
 def _uneven(diagonal: torch.Tensor) -> bool:

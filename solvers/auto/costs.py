@@ -26,8 +26,8 @@ ANALYSIS = 1.2e-7
 FACTOR_ENTRY = 7e-8
 FACTOR_FLOP = 1.2e-11
 FACTOR_SOLVE = 8e-9
-# Seconds to set up a hierarchy of Ruge and Stuben, whatever its size; and per nonzero of A: for that,
-# and of an iteration with one cycle.
+# Seconds to set up a hierarchy of Ruge and Stuben, whatever its size; and, per nonzero of A, for
+# that, and of an iteration with one cycle.
 AMG_START = 1e-2
 AMG_SETUP = 3.2e-7
 AMG_CYCLE = 2.1e-8
@@ -39,7 +39,7 @@ SUPERLU_FLOP = 4e-10
 # vector.
 ITERATION = 8e-5
 VECTOR = 1e-10
-# Share of the predicted cost of the next solver that a cheaper one may spend on a try. After a third
-# of the try it ends if its rate, which may rise yet, promises so many times that cost.
+# Share of the predicted cost of the next solver that a cheaper one may spend on a try. After a
+# third of the try it ends if its rate, which may rise yet, promises so many times that cost.
 TRIAL = 0.2
 HOPELESS = 3.0

@@ -112,6 +112,12 @@ class Plan:
     solves: int
     refused: tuple[str, ...] = ()
 
+    @property
+    def predictable(self) -> Candidate:
+        """The first whose cost can be predicted; without one the first."""
+        known = (c for c in self.candidates if c.iteration is None)
+        return next(known, self.candidates[0])
+
     def __str__(self) -> str:
         lines = [self.operator]
         chain = enumerate(self.candidates, 1)

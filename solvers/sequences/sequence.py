@@ -303,5 +303,5 @@ class _Kept:
             self.pace = pace if info.converged else None
             return
         # It may be new, or have made itself anew after this solve.
-        new = isinstance(self.prepared, PreparedIteration) and not self.prepared._stale
+        new = isinstance(self.prepared, PreparedIteration) and not self.prepared.stale
         self.worn = not new and (not info.converged or pace > refresh * max(self.pace, 1.0))

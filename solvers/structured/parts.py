@@ -27,12 +27,14 @@ class Part:
         self.prepared = prepared
 
     @classmethod
-    def of(cls, A: LinearOperator, solver: LinearSolver | None, outer: LinearSolver) -> Part:
-        """The part A; without a solver by `Auto`, to the tolerance of the outer one."""
+    def of(
+        cls, A: LinearOperator, solver: LinearSolver | None, outer: LinearSolver, solves: int = 2
+    ) -> Part:
+        """The part A; without a solver by `Auto`, for so many solves to the outer tolerance."""
         if solver is None:
             from solvers.auto.automatic import Auto  # which chooses among the solvers of this room
 
-            solver = Auto(rtol=outer.rtol)
+            solver = Auto(rtol=outer.rtol, solves=solves)
         return cls(solver._prepared(A))
 
     def update(self, A: LinearOperator) -> Part:

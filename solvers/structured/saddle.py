@@ -70,7 +70,9 @@ class Saddle(LinearSolver):
         """
         if not isinstance(A, SaddleOperator):
             raise StructureError(f"Saddle needs an operators.Saddle; got {A!r}")
-        return _PreparedSaddle(self, A, Part.of(A.B, self.primal_solver, self))
+        # A dense S takes as many solves with B as G has rows.
+        solves = max(2, A.G.shape[0]) if self.schur_solver is None else 2
+        return _PreparedSaddle(self, A, Part.of(A.B, self.primal_solver, self, solves))
 
 
 class _PreparedSaddle(PreparedByParts):

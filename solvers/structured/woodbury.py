@@ -139,7 +139,7 @@ class _PreparedWoodbury(PreparedSolver):
                 :, None
             ]
         else:
-            self.part = Part.of(base, solver.base_solver, solver)
+            self.part = Part.of(base, solver.base_solver, solver, max(2, len(self.left)))
             self.backend = self.part.prepared.backend
             self.factor_nonzeros = self.part.prepared.factor_nonzeros
         count = len(self.left)
