@@ -75,8 +75,9 @@ def hypergradient(
 
     Notes
     -----
-    Costs two gradients (outer, and the inner one for the certificate), the solver's products, one
-    cross product, and one more Hessian product where the operator is not the exact Hessian.
+    Costs the outer gradient, the solver's products, and one cross product; the certificate takes
+    its inner gradient from that, and one more sweep back where the operator is not the exact
+    Hessian.
 
     Examples
     --------
@@ -112,6 +113,7 @@ def hypergradient(
         solver=solver or CG(),
         damping=damping,
         smoothness=smoothness,
+        certified=True,
     )
     return x_space.unravel(estimate.gradient), estimate.certify()
 
@@ -130,6 +132,7 @@ def implicit_hypergradient(
     constraint_active: bool = False,
     stationarity: Callable[[], float] | None = None,
     smoothness: Smoothness | None = None,
+    certified: bool = False,
 ) -> Estimate:
     """The same on flat vectors: what every implicit method calls.
 
@@ -143,6 +146,8 @@ def implicit_hypergradient(
         Whether the inner projection was active (goes into the certificate).
     stationarity
         Measures the inner problem's; None for ``|d_y G|`` on `inner_batch`.
+    certified
+        Whether the certificate will be asked for: what it needs is then found on the way.
     oracles, y, x, inner_batch, outer_batch, solver, damping, smoothness
         As for `hypergradient`, flat.
     """
@@ -158,20 +163,25 @@ def implicit_hypergradient(
     _check_finite(b, "d_y outer_loss")
     _check_finite(direct, "d_x outer_loss")
     q, info = solver.prepare(operator).solve(b)
-    implicit = oracles.cross(y, x, inner_batch) @ q if cross is None else cross(q)
+    score = curved = None
+    if cross is None:
+        wanted = certified and not exact
+        score, implicit, curved = oracles.adjoint_products(y, x, q, inner_batch, hessian=wanted)
+    else:
+        implicit = cross(q)
     gradient = direct - implicit
     _check_finite(gradient, "the hypergradient")
 
     def certify() -> Certificate:
-        distance = (
-            float(oracles.inner_gradient(y, x, inner_batch).norm())
-            if stationarity is None
-            else stationarity()
-        )
+        if stationarity is not None:
+            distance = stationarity()
+        else:
+            found = oracles.inner_gradient(y, x, inner_batch) if score is None else score
+            distance = float(found.norm())
         if exact:
             hessian_residual = info.residual
         else:
-            residual = b - oracles.hessian(y, x, inner_batch) @ q
+            residual = b - (oracles.hessian(y, x, inner_batch) @ q if curved is None else curved)
             hessian_residual = float(residual.norm()) / (float(b.norm()) or 1.0)
         bound = None
         if smoothness is not None and not constraint_active:

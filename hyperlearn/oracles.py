@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from hyperlearn.regularizer import L2
 from operators import CrossDerivative, Hessian, Identity, LinearOperator, Space
+from operators.layout import by_columns
 
 Tree = Any
 Loss = Callable[..., Tensor]
@@ -83,7 +84,7 @@ class Oracles:
             self._counting = before
 
     def _evaluate(self, loss: Loss, name: str, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
-        arguments = (self.y_space.unravel(y), self.x_space.unravel(x))
+        arguments = (by_columns(self.y_space.unravel(y)), self.x_space.unravel(x))
         value = loss(*arguments) if batch is None else loss(*arguments, batch)
         if not isinstance(value, Tensor) or value.ndim != 0:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -129,6 +130,23 @@ class Oracles:
         """``C = d_x d_y G``, (dim x, dim y); its products are counted."""
         operator = CrossDerivative(lambda v, u: self.inner(v, u, batch), y, x)
         return _Counted(operator, self, "cross_products", batch)
+
+    def adjoint_products(
+        self, y: Tensor, x: Tensor, q: Tensor, batch: Tree, *, hessian: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``d_y G``, ``C q`` and, if asked for, ``d_yy G q``: one sweep back through one gradient.
+
+        Counted as the products that it makes; the gradient, which they need, comes with them.
+        """
+        self.charge("cross_products", batch)
+        gradient = torch.func.grad(lambda v, u: self.inner(v, u, batch))
+        if not hessian:
+            value, pullback = torch.func.vjp(lambda u: gradient(y, u), x)[:2]
+            return value, pullback(q)[0], None
+        self.charge("hessian_products", batch)
+        value, pullback = torch.func.vjp(gradient, y, x)[:2]
+        curved, crossed = pullback(q)
+        return value, crossed, curved
 
     def step_pullback(
         self, step: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor, u: Tensor, batch: Tree

@@ -15,6 +15,7 @@ from operators.cost import Cost
 from operators.curvature.batch import batch_size, check_chunk_size, chunks
 from operators.curvature.module import as_function
 from operators.kept import Kept
+from operators.layout import by_columns
 from operators.linear_operator import LinearOperator, Scalar
 from operators.space import Space, Tree
 from operators.structure import Structure
@@ -104,7 +105,8 @@ class ModelCurvature(LinearOperator):
         """Outputs, ``v -> J v`` and ``u -> J^T u`` for the whole batch."""
 
         def record() -> tuple[Tree, Any]:
-            outputs, pull = torch.func.vjp(lambda y: self.model(y, self.inputs), self.y)[:2]
+            point = by_columns(self.y)
+            outputs, pull = torch.func.vjp(lambda y: self.model(y, self.inputs), point)[:2]
             # u -> J^T u is linear, and J its transpose: a sweep back through the sweep back.
             zero = pytree.tree_map(torch.zeros_like, outputs)
             push = torch.func.vjp(lambda u: pull(u)[0], zero)[1]

@@ -39,6 +39,7 @@ def finite_dense(A: LinearOperator, solver: str) -> Tensor:
     return matrix
 
 
+@torch.no_grad()
 def lower_half(matrix: Tensor) -> Tensor:
     """Lower triangle of ``(A + A^T) / 2``, a copy; what is above it is not to be read.
 

@@ -56,7 +56,7 @@ def on_arrays(function: Callable[[Array], Array], block: Tensor) -> Tensor:
     image = function(array[:, 0] if k == 1 else array)
     if min(image.strides) < 0:  # torch counts upwards
         image = image.copy()
-    return torch.from_numpy(image).reshape(-1, k).to(device=block.device, dtype=block.dtype)
+    return torch.from_numpy(image).reshape(len(image), k).to(device=block.device, dtype=block.dtype)
 
 
 def nonzero_diagonal(A: LinearOperator, diagonal: Tensor, name: str) -> Tensor:

@@ -11,8 +11,8 @@ from operators import Cost, LinearOperator, Pattern, Sparse, Structure
 from solvers.preconditioner import Preconditioner
 from solvers.preconditioners.approximate_inverse import ApproximateInverse
 from solvers.preconditioners.entries import Array, csr_of, on_arrays
-from solvers.preconditioners.substitution import Substitution
 from solvers.solution import NotPositiveDefiniteError, StructureError
+from solvers.sparse.substitution import Substitution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from solvers.preconditioners.entries import Array
-from solvers.preconditioners.substitution import Substitution
+from solvers.sparse.substitution import Substitution
 
 
 class Smoother(ABC):

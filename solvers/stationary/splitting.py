@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
-import scipy.sparse
 import torch
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from operators import LinearOperator, Sparse
 from solvers.dense.matrix import finite_dense
+from solvers.preconditioners.entries import csr_of, on_arrays
 from solvers.solution import SingularError, StructureError
+from solvers.sparse.substitution import Substitution
 
 
 class Splitting:
@@ -48,9 +47,7 @@ class Splitting:
 
     Notes
     -----
-    A sweep costs as many flops as a product with M. For `Sparse` the columns of M go to SuperLU
-    once, in their order and without pivoting, which of a triangle makes a copy; the transposed
-    sweep and blocks of columns use the same copy. That is on the CPU.
+    A sweep costs as many flops as a product with M; for `Sparse` it is a `Substitution` (CPU).
 
     Examples
     --------
@@ -65,31 +62,16 @@ class Splitting:
             raise StructureError(f"a splitting needs a square operator; got {A!r}")
         self.A, self.omega = A, omega
         self._dense: Tensor | None = None
-        self._superlu: Any = None
         if isinstance(A, Sparse):
-            A.check_claims()
             if A.dtype not in (torch.float32, torch.float64):
                 raise TypeError(
-                    f"{A!r} is {A.dtype}; SuperLU takes float32 and float64: convert it"
+                    f"{A!r} is {A.dtype}; expected float32 or float64, which scipy calculates in"
                 )
-            if not bool(torch.isfinite(A.values).all()):
-                raise ValueError(f"the matrix of {A!r} holds NaN or infinite entries")
+            self._csr = csr_of(A, "Splitting")
             diagonal = A._exact_diagonal()
             assert diagonal is not None
             self.diagonal = _nonzero(diagonal, A)
-            matrix = A.to_scipy()
-            lower = scipy.sparse.tril(matrix, k=-1)
-            triangle = scipy.sparse.csc_array(
-                lower + scipy.sparse.diags_array(self.diagonal.cpu().numpy() / omega)
-            )
-            for part in ("indices", "indptr"):  # SuperLU takes 32-bit indices alone
-                setattr(triangle, part, getattr(triangle, part).astype("int32", copy=False))
-            if A.shape[0]:
-                # Supernodes and panels of one column: there is nothing to eliminate.
-                self._superlu = splu(
-                    triangle, permc_spec="NATURAL", diag_pivot_thresh=0.0, relax=1, panel_size=1
-                )
-            self.backend = "SuperLU"
+            self.backend = "SciPy"
         else:
             matrix = finite_dense(A, "Splitting")
             self.diagonal = _nonzero(matrix.diagonal(), A)
@@ -105,19 +87,22 @@ class Splitting:
         """``M^-1 V`` of a block ``(n, k)``."""
         if self._dense is not None:
             return torch.linalg.solve_triangular(self._dense, block, upper=False)
-        return self._swept(block, "N")
+        return on_arrays(self._forward, block)
 
     def backward(self, block: Tensor) -> Tensor:
         """``M^-T V`` of a block ``(n, k)``."""
         if self._dense is not None:
             return torch.linalg.solve_triangular(self._dense.mT, block, upper=True)
-        return self._swept(block, "T")
+        return on_arrays(self._backward, block)
 
-    def _swept(self, block: Tensor, trans: str) -> Tensor:
-        if block.numel() == 0:
-            return torch.zeros_like(block)
-        solution = self._superlu.solve(block.detach().cpu().numpy(), trans)
-        return torch.from_numpy(solution).to(block.device)
+    @cached_property
+    def _forward(self) -> Substitution:
+        return Substitution(self._csr, lower=True, scale=1 / self.omega)
+
+    @cached_property
+    def _backward(self) -> Substitution:
+        turned = self._csr if self.A.symmetric else self._csr.T.tocsr()
+        return Substitution(turned, lower=False, scale=1 / self.omega)
 
 
 def _nonzero(diagonal: Tensor, A: LinearOperator) -> Tensor:

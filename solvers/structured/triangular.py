@@ -13,8 +13,8 @@ from solvers.dense.matrix import finite_dense, first_failure
 from solvers.linear_solver import LinearSolver, OneByOne, PreparedSolver, Progress
 from solvers.members import Members, batch_of, block_of
 from solvers.preconditioners.entries import csr_of, on_arrays
-from solvers.preconditioners.substitution import Substitution
 from solvers.solution import SingularError, StructureError
+from solvers.sparse.substitution import Substitution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers.preconditioners.substitution import Substitution
+from solvers.sparse.substitution import Substitution
 
 
 def triangle(matrix: np.ndarray, lower: bool, scale: float) -> np.ndarray:

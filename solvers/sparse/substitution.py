@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import _sparsetools
 
-from solvers.preconditioners.entries import Array
+from solvers.sparse.matrix import Array
 
 
 class Substitution:
