@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
 from operators.closures import Closure, closure_of
@@ -49,6 +50,7 @@ class Factor:
         self.solver, self.log = solver, log
         self.prepared: Prepared | None = None
         self.prepared_for: tuple[Closure, list[int | None]] | None = None
+        self._batch: tuple[list[Any], Sequence[Tensor], Factor] | None = None
         self._closure: Closure | None = None
 
     def closure(self, A: LinearOperator) -> Closure:
@@ -70,6 +72,18 @@ class Factor:
             self.prepared, self.prepared_for = self.solver.prepare(A), (closure, versions)
             closure.settle()
         return self.prepared
+
+    def of_batch(self, tensors: Sequence[Tensor], axes: Sequence[int | None]) -> Factor:
+        """The one for a batch along these axes; kept, so that its derivatives reuse the factors."""
+        # What belongs to another transform, or does not count its changes, is not recognised.
+        if any(is_functorch_wrapped_tensor(t) or t.is_inference() for t in tensors):
+            return Factor(self.solver, self.log)
+        same = [(t.data_ptr(), t.shape, t.stride(), t._version) for t in tensors]
+        key = [*same, *axes]
+        if self._batch is None or self._batch[0] != key:
+            # The tensors are kept: their memory goes to no others.
+            self._batch = key, tensors, Factor(self.solver, self.log)
+        return self._batch[2]
 
     def solve(self, A: LinearOperator, b: Tensor, transpose: bool) -> Tensor:
         """``A^-1 b`` or ``A^-T b``."""
@@ -238,7 +252,8 @@ class _Solve(torch.autograd.Function):
         stack = Stacked.of(batched)
         members, spec = pytree.tree_flatten(stack)
         flat = stack.gathered(batch, transpose=transpose)
-        solution = _Solve.apply(flat, transpose, spec, Factor(factor.solver, factor.log), *members)
+        whole = factor.of_batch(tensors, tensor_dims)
+        solution = _Solve.apply(flat, transpose, spec, whole, *members)
         rows = stack.scattered(solution, transpose=transpose)
         if inner is not None:
             rows = rows.unflatten(0, (count, len(inner)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from operators import Block, Identity, LinearOperator, Product
 from operators.solve_rule import Given
 from solvers.iterative import PreconditionedSolver, PreparedIteration, applied
-from solvers.krylov.restarted import BROKEN, norms, report
+from solvers.krylov.products import vector_product
+from solvers.krylov.restarted import BROKEN, norm, norms, report
 from solvers.least_squares_rule import apply_least_squares
 from solvers.linear_solver import PreparedSolver, Progress, _Plain
+from solvers.members import Members
 from solvers.preconditioner import as_preconditioner
 from solvers.solution import Info, Solution, StructureError
 
@@ -215,6 +218,10 @@ class _PreparedLSMR(PreparedIteration):
 
         It ends where that is at most `share` of ``|right|``, or ``|B^T r| <= goal |B| |r|``.
         """
+        if len(active) == 1 and not isinstance(self.A, Members):
+            known = None if size_of_B is None else float(size_of_B)
+            y = self._sweep_one(B, BT, right[:, 0], float(share), float(goal), known, progress)
+            return y[:, None]
         u, beta = _unit(right)
         v, alpha = _unit(applied(BT, u))
         progress.products += right.shape[1]
@@ -257,6 +264,67 @@ class _PreparedLSMR(PreparedIteration):
             left = torch.hypot(beta_d - (zeta - theta * tau) / rho_d, beta_dd)
             slope = zeta_bar.abs()
         return y
+
+    def _sweep_one(
+        self,
+        B: LinearOperator,
+        BT: LinearOperator,
+        right: Tensor,
+        share: float,
+        goal: float,
+        size_of_B: float | None,
+        progress: Progress,
+    ) -> Tensor:
+        """The same for one vector: plain numbers, and no masks."""
+        multiply, back = vector_product(B), vector_product(BT)
+        u, beta = _unit_of_one(right)
+        v, alpha = _unit_of_one(back(u))
+        progress.products += 1
+        y, h_bar, h = torch.zeros_like(v), torch.zeros_like(v), v.clone()
+        alpha_bar, zeta_bar, rho, rho_bar, c_bar, s_bar = alpha, alpha * beta, 1.0, 1.0, 1.0, 0.0
+        zeta, beta_dd, beta_d, rho_d, tau, theta = 0.0, beta, 0.0, 1.0, 0.0, 0.0
+        left, slope, share = beta, alpha * beta, share * beta
+        size = alpha if size_of_B is None else size_of_B
+        while left > share and slope > goal * size * left:  # false for NaN
+            if progress.iterations >= progress.limit and self._spent(
+                progress, min(left / share, slope / (goal * size * left))
+            ):
+                break
+            u, beta = _unit_of_one(torch.sub(multiply(v), u, alpha=alpha))
+            v, alpha = _unit_of_one(torch.sub(back(u), v, alpha=beta))
+            progress.iterations += 1
+            progress.products += 2
+            if size_of_B is None:
+                size = max(size, math.hypot(alpha, beta))
+            rho_old, (c, s, rho) = rho, _rotation_of_one(alpha_bar, beta)
+            theta_new, alpha_bar = s * alpha, c * alpha
+            rho_bar_old, zeta_old = rho_bar, zeta
+            theta_bar = s_bar * rho
+            c_bar, s_bar, rho_bar = _rotation_of_one(c_bar * rho, theta_new)
+            if not (rho > 0 and rho_bar > 0):  # or NaN: the truth is measured next
+                break
+            zeta, zeta_bar = c_bar * zeta_bar, -s_bar * zeta_bar
+            torch.sub(h, h_bar, alpha=theta_bar * rho / (rho_old * rho_bar_old), out=h_bar)
+            y.add_(h_bar, alpha=zeta / (rho * rho_bar))
+            torch.sub(v, h, alpha=theta_new / rho, out=h)
+            beta_hat, beta_dd = c * beta_dd, -s * beta_dd
+            c_tilde, s_tilde, rho_tilde = _rotation_of_one(rho_d, theta_bar)
+            theta_old, theta, rho_d = theta, s_tilde * rho_bar, c_tilde * rho_bar
+            beta_d = c_tilde * beta_hat - s_tilde * beta_d
+            tau = (zeta_old - theta_old * tau) / rho_tilde
+            left = math.hypot(beta_d - (zeta - theta * tau) / rho_d, beta_dd)
+            slope = abs(zeta_bar)
+        return y
+
+
+def _unit_of_one(v: Tensor) -> tuple[Tensor, float]:
+    size = norm(v)
+    return (v / size if size > 0 else v), size
+
+
+def _rotation_of_one(a: float, b: float) -> tuple[float, float, float]:
+    r = math.hypot(a, b)
+    return (a / r, b / r, r) if r > 0 else (1.0, b, r)
 
 
 def _unit(block: Tensor) -> tuple[Tensor, Tensor]:

@@ -202,7 +202,8 @@ def test_a_block_is_its_columns(prepared, dtype):
         assert error <= CLOSE[dtype] * torch.linalg.vector_norm(single.value)
         residuals.append(single.info.iterations)
     assert not x[:, 2].any()
-    assert info.iterations == max(residuals)
+    # The coefficients of one column are Python's numbers: a recurrence in float32 rounds others.
+    assert abs(info.iterations - max(residuals)) <= (dtype == torch.float32)
 
 
 def test_vector_column_and_nested_are_one_answer(prepared, operator, dtype):

@@ -256,3 +256,48 @@ class TestClosedOverTensors:
             solver.prepare(
                 ops.Hessian(lambda y: self.loss(y, leaf), self.y, positive_definite=True)
             ).solve(self.b.clone().requires_grad_())
+
+
+class TestOneFactorOfABatch:
+    """Members of a batch are factorised once, whatever is differentiated and in which order."""
+
+    M = torch.randn(5, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    M = M + 5 * torch.eye(4, dtype=torch.float64)
+    b = torch.ones(5, 4, dtype=torch.float64)
+
+    @pytest.fixture
+    def made(self, monkeypatch) -> list[int]:
+        made: list[int] = []
+        prepare = solvers.DenseLU._prepare
+        monkeypatch.setattr(
+            solvers.DenseLU, "_prepare", lambda self, A: made.append(1) or prepare(self, A)
+        )
+        return made
+
+    @staticmethod
+    def loss(M: Tensor, b: Tensor) -> Tensor:
+        return solvers.solve(M, b, solver=solvers.DenseLU()).square().sum()
+
+    def test_gradients_of_the_members(self, made):
+        gradients = torch.func.vmap(torch.func.grad(self.loss, (0, 1)))(self.M, self.b)
+        assert made == [1]
+        for i in range(5):
+            one = torch.func.grad(self.loss, (0, 1))(self.M[i], self.b[i])
+            for mine, alone in zip(gradients, one, strict=True):
+                torch.testing.assert_close(mine[i], alone)
+
+    def test_second_derivatives(self, made):
+        torch.func.vmap(torch.func.hessian(self.loss, 1))(self.M, self.b)
+        assert made == [1]
+
+    def test_a_change_in_place_is_noticed(self, made):
+        factor = solvers.DenseLU()
+        M = self.M.clone()
+
+        def solved(b: Tensor) -> Tensor:
+            return torch.func.vmap(lambda M, b: solvers.solve(M, b, solver=factor))(M, b)
+
+        before = solved(self.b)
+        M *= 2
+        torch.testing.assert_close(solved(self.b), before / 2)
+        assert made == [1, 1]
