@@ -21,11 +21,11 @@ MEMORY = 4.5e-9
 DENSE_PRODUCT = 3e-10
 # Seconds per nonzero: of one product with a sparse matrix; of CHOLMOD's analysis; of entries of L,
 # to compute and to solve with; of a flop in supernodes.
-SPARSE_PRODUCT = 7e-10
+SPARSE_PRODUCT = 8e-10
 ANALYSIS = 1.2e-7
-FACTOR_ENTRY = 7e-8
+FACTOR_ENTRY = 7.5e-8
 FACTOR_FLOP = 1.2e-11
-FACTOR_SOLVE = 8e-9
+FACTOR_SOLVE = 7e-9
 # Seconds to set up a hierarchy of Ruge and Stuben, whatever its size; and, per nonzero of A, for
 # that, and of an iteration with one cycle.
 AMG_START = 1e-2
@@ -41,5 +41,5 @@ ITERATION = 8e-5
 VECTOR = 1e-10
 # Share of the predicted cost of the next solver that a cheaper one may spend on a try. After a
 # third of the try it ends if its rate, which may rise yet, promises so many times that cost.
-TRIAL = 0.2
-HOPELESS = 3.0
+TRIAL = 0.12
+HOPELESS = 2.0

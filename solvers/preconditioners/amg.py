@@ -18,6 +18,7 @@ from solvers.preconditioners.approximate_inverse import ApproximateInverse
 from solvers.preconditioners.entries import array_of, csr_of, nonzero_diagonal, on_arrays
 from solvers.preconditioners.multigrid import Cycle, Kind, Level, coarsest_solver
 from solvers.preconditioners.smoothers import Chebyshev, GaussSeidel, Jacobi, Smoother
+from solvers.threads import one_blas_thread
 
 KINDS = ("smoothed-aggregation", "ruge-stuben", "root-node")
 SMOOTHERS = ("gauss-seidel", "jacobi", "chebyshev")
@@ -175,7 +176,8 @@ class Multigrid(ApproximateInverse):
         super().__init__(settings, A, Structure(symmetric=symmetric, positive_definite=definite))
         matrix = csr_of(A, "AMG").copy()  # pyamg writes into its argument
         nonzero_diagonal(A, torch.from_numpy(matrix.diagonal()), "AMG")
-        with _numpy_seeded(settings.seed):
+        # BLAS has only small work here, and its threads would stay in the way of others.
+        with _numpy_seeded(settings.seed), one_blas_thread():
             self.matrices, self.transfers = _hierarchy(settings, matrix, A)
             needed = settings.smoother != "gauss-seidel"
             self.radii = [_radius(level) if needed else 1.0 for level in self.matrices[:-1]]

@@ -13,6 +13,7 @@ import scipy.sparse.linalg
 from solvers.preconditioners.entries import Array
 from solvers.preconditioners.smoothers import Smoother
 from solvers.solution import SingularError
+from solvers.threads import one_blas_thread
 
 Kind = Literal["V", "W", "F"]
 
@@ -112,8 +113,16 @@ def coarsest_solver(A: Any, *, symmetric: bool) -> Callable[[Array], Array]:
         A is larger, and singular.
     """
     if A.shape[0] <= DENSE:
-        inverse = (scipy.linalg.pinvh if symmetric else scipy.linalg.pinv)(A.toarray())
-        return lambda b: inverse @ b
+        # Threads of BLAS that worked on something so small are in the way of others for 30 ms.
+        with one_blas_thread():
+            inverse = (scipy.linalg.pinvh if symmetric else scipy.linalg.pinv)(A.toarray())
+
+        def applied(b: Array) -> Array:
+            with one_blas_thread():
+                product: Array = inverse @ b
+            return product
+
+        return applied
     try:
         factor = scipy.sparse.linalg.splu(A.tocsc())
     except RuntimeError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -26,9 +28,13 @@ from solvers.sparse.cholmod import Factor, Mode, NotDefinite, Ordering, Symbolic
 from solvers.sparse.low_rank_change import columns_of, csc_of_columns, with_gram
 from solvers.sparse.matrix import csc_of, not_tracked, solved, sparse_of
 from solvers.sparse.superlu import SuperLU
+from solvers.threads import one_blas_thread
 
 # Claims that a factorisation, and one look at the entries, prove or refute.
 PROVED = ("symmetric", "positive_semidefinite", "positive_definite")
+# Flops up to which one thread of BLAS is as fast as several, which, moreover, spin for 30 ms when
+# they are done, and take the processors from what comes next.
+FEW = 5e7
 
 
 class FallbackWarning(UserWarning):
@@ -161,7 +167,8 @@ class PreparedCholesky(PreparedSolver):
             else:
                 settings = self.solver.ordering, self.solver.mode
                 self.symbolic = symbolic_of(self.pattern, matrix, *settings)
-            return self.symbolic.factorize(matrix)
+            with _threads(self.symbolic.flops or math.inf):
+                return self.symbolic.factorize(matrix)
         except NotDefinite as error:
             raise self._indefinite(error.position) from None
 
@@ -212,7 +219,9 @@ class PreparedCholesky(PreparedSolver):
         factor, n = self.factor, block.shape[0]
         if factor is None:
             return block, Progress(detail=self._detail)
-        return solved(factor.solve, block, torch.float64, n), Progress(detail=self._detail)
+        with _threads(4.0 * (factor.nonzeros or 0) * (block.shape[1] - 1)):
+            x = solved(factor.solve, block, torch.float64, n)
+        return x, Progress(detail=self._detail)
 
     def logdet(self) -> Tensor:
         """``log det A``, a scalar of the dtype and on the device of A.
@@ -306,6 +315,10 @@ def _replayed(
 
 
 _said: list[str] = []
+
+
+def _threads(flops: float) -> AbstractContextManager[object]:
+    return one_blas_thread() if flops <= FEW else nullcontext()
 
 
 def _announced() -> str:
