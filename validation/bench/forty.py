@@ -1,4 +1,4 @@
-"""Forty linear systems that a choice of solver is judged by: `systems`."""
+"""Linear systems that a choice of solver is judged by: forty, `systems`, and `others`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,29 @@ def systems() -> list[SystemCase]:
     add("least squares, condition 1e6, 2000 x 200", lambda: _graded(2000, 200, 6.0))
     add("least squares, sparse 20000 x 2000", lambda: ops.Sparse(_sparse_tall(20_000, 2000)))
     return cases
+
+
+def others() -> list[SystemCase]:
+    """Sixteen more of the same kinds, of other sizes: no constant was chosen by them."""
+    found: dict[str, Callable[[], LinearOperator]] = {
+        "Poisson 2D 50^2": lambda: _sparse(laplacian(50, 50)),
+        "Poisson 2D 220^2": lambda: _sparse(laplacian(220, 220)),
+        "Poisson 2D 500^2": lambda: _sparse(laplacian(500, 500)),
+        "Poisson 3D 30^3": lambda: _sparse(laplacian(30, 30, 30)),
+        "anisotropic 0.001 3D 25^3": lambda: _sparse(laplacian(25, 25, 25, weights=(1, 1, 1e-3))),
+        "rough coefficients 3 2D 120^2": lambda: _sparse(rough(120, 3.0)),
+        "convection 100 diffusion 2D 180^2": lambda: ops.Sparse(convection(180, 100.0)),
+        "graph Laplacian, random 6-regular, 3e4": lambda: _sparse(_graph("regular", 30_000)),
+        "graph Laplacian, geometric, 6e4": lambda: _sparse(_graph("geometric", 60_000)),
+        "kernel, smooth, 1700": lambda: kernel(1700, "smooth"),
+        "kernel, rough, 3000": lambda: kernel(3000, "rough"),
+        "low rank 200 + diagonal, 2e4": lambda: _low_rank(20_000, 200),
+        "Kronecker 15 x 25 x 30": lambda: ops.Kronecker(_spd(15, 0), _spd(25, 1), _spd(30, 2)),
+        "saddle, sparse 10000 + 200": lambda: _saddle_sparse(100, 200),
+        "least squares, dense 6000 x 300": lambda: ops.Dense(_numbers(6000, 300)),
+        "least squares, sparse 40000 x 3000": lambda: ops.Sparse(_sparse_tall(40_000, 3000)),
+    }
+    return [SystemCase(name, build) for name, build in found.items()]
 
 
 def laplacian(*sizes: int, weights: tuple[float, ...] | None = None) -> sp.csr_matrix:
