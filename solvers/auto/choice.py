@@ -320,8 +320,9 @@ def product_seconds(A: LinearOperator) -> float:
     """Seconds of one product: known of matrices, measured of others."""
     if isinstance(A, ops.Dense):
         entries = A.shape[0] * A.shape[1]
-        halved = A.symmetric and entries * A.dtype.itemsize >= LARGE  # one triangle is read
-        return costs.DENSE_PRODUCT * entries / (2 if halved else 1)
+        # Of a large symmetric matrix one triangle is read.
+        halved = A.symmetric and entries * A.dtype.itemsize >= LARGE
+        return costs.DENSE_PRODUCT * entries / (2.5 if halved else 1)
     if isinstance(A, ops.Sparse):
         return costs.SPARSE_PRODUCT * A.nnz
     v = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
@@ -370,7 +371,7 @@ def _least_squares(A: LinearOperator, request: Request) -> Iterator[Candidate]:
         if m >= 20 * n and n >= 50:
             yield Candidate(SketchAndPrecondition(**t), "very tall: few iterations after a sketch",
                             formed + 2 * costs.DENSE_PRODUCT * m * n + costs.QR * 4 * n**3,
-                            20 * (step + costs.DENSE_PRODUCT * n * n), memory)  # fmt: skip
+                            25 * (step + costs.DENSE_PRODUCT * n * n), memory)  # fmt: skip
         yield Candidate(SVD(**t), "of any rank, the shortest minimiser",
                         formed + costs.SVD * long * short**2, solve, 3 * memory)  # fmt: skip
         yield Candidate(LSMR(**t), "least squares by products alone", memory=40.0 * long,

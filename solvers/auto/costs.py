@@ -18,7 +18,7 @@ EIGEN = 2.4e-10
 # Seconds per entry of large arrays (more than 2^25 bytes), whose pages are mapped anew each time.
 MEMORY = 4.5e-9
 # Seconds per entry of one product with a dense matrix in memory.
-DENSE_PRODUCT = 3e-10
+DENSE_PRODUCT = 4.5e-10
 # Seconds per nonzero: of one product with a sparse matrix; of CHOLMOD's analysis; of entries of L,
 # to compute and to solve with; of a flop in supernodes.
 SPARSE_PRODUCT = 8e-10
