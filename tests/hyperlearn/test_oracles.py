@@ -100,6 +100,16 @@ class TestValues:
         torch.testing.assert_close(through_y, jacobians[0].T @ u)
         torch.testing.assert_close(through_x, jacobians[1].T @ u)
 
+    def test_the_products_of_an_adjoint(self):
+        found = oracles()
+        q = torch.linspace(-1, 1, len(Y), dtype=FLOAT64)
+        for hessian in (False, True):
+            gradient, crossed, curved = found.adjoint_products(Y, X, q, BATCH, hessian=hessian)
+            torch.testing.assert_close(gradient, found.inner_gradient(Y, X, BATCH))
+            torch.testing.assert_close(crossed, found.cross(Y, X, BATCH) @ q)
+            assert (curved is None) != hessian
+        torch.testing.assert_close(curved, found.hessian(Y, X, BATCH) @ q)
+
     def test_no_graph_is_left(self):
         y, x = Y.clone().requires_grad_(True), X.clone().requires_grad_(True)
         found = oracles()
@@ -158,6 +168,8 @@ class TestCounts:
             (lambda o: o.cross(Y, X, BATCH) @ Y, (0, 0, 1, 4)),
             (lambda o: o.cross(Y, X, BATCH).T @ X, (0, 0, 1, 4)),
             (lambda o: o.step_pullback(lambda y, x: y, Y, X, Y, BATCH), (0, 1, 1, 8)),
+            (lambda o: o.adjoint_products(Y, X, Y, BATCH, hessian=False), (0, 0, 1, 4)),
+            (lambda o: o.adjoint_products(Y, X, Y, BATCH, hessian=True), (0, 1, 1, 8)),
             (lambda o: o.inner(Y, X, BATCH), (0, 0, 0, 0)),
             (lambda o: o.outer(Y, X, OUTER), (0, 0, 0, 0)),
         ]
