@@ -16,6 +16,9 @@ from solvers.krylov.products import block_product, vector_product
 from solvers.linear_solver import Progress
 from solvers.members import Members
 
+# Bytes of a block from which on it is worked on in slabs, and columns that a slab has at least.
+SLAB = 1 << 24
+NARROW = 16
 # Status and detail of a column that met NaN or infinity.
 BROKEN = ("breakdown", "a product with A or P, or its size, is not finite")
 
@@ -68,6 +71,22 @@ class RestartedIteration(PreparedIteration):
         """
 
     def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        width = slab(block)
+        if width == block.shape[1] or isinstance(self.A, Members):
+            return self._swept(block, targets)
+        pairs = zip(block.split(width, 1), targets.split(width), strict=True)
+        parts = [self._swept(columns.contiguous(), goals) for columns, goals in pairs]
+        total = Progress()
+        for _, progress in parts:
+            total.iterations = max(total.iterations, progress.iterations)
+            total.products += progress.products
+            if progress.status != "converged":
+                report(total, progress.status, progress.detail)
+        residuals = [progress.residual for _, progress in parts if progress.residual is not None]
+        total.residual = torch.cat(residuals, 1)
+        return torch.cat([x for x, _ in parts], 1), total
+
+    def _swept(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         progress = Progress(limit=self.solver.limit(len(block)))
         x, residual = torch.zeros_like(block), block
         size = norms(block)
@@ -94,6 +113,19 @@ class RestartedIteration(PreparedIteration):
                 active = active & ~lost
         progress.residual = residual
         return x, progress
+
+
+def slab(block: Tensor) -> int:
+    """Columns of a block that are worked on together.
+
+    Arrays of more than 32 MiB are mapped anew by every operation on a CPU, which takes longer than
+    the operation; and a few columns at once are slower than one by one.
+    """
+    n, k = block.shape
+    if block.device.type != "cpu" or n * k * block.itemsize <= SLAB:
+        return k
+    width = SLAB // (n * block.itemsize)
+    return width if width >= NARROW else 1
 
 
 def report(progress: Progress, status: str, detail: str) -> None:
