@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch._C import _functorch
 
 from operators.closures import Closure
 from operators.linear_operator import LinearOperator
-from operators.tracing import memory
+from operators.tracing import memory, tracked
 
 
 def refuse_hidden_tensors(A: LinearOperator, closure: Closure) -> None:
@@ -35,7 +34,7 @@ def refuse_hidden_tensors(A: LinearOperator, closure: Closure) -> None:
             # What a transform that is over has left behind is a constant.
             if _functorch.is_dead_tensor_wrapper(tensor):  # type: ignore[attr-defined]
                 continue
-        elif not (tensor.requires_grad and torch.is_grad_enabled()):
+        elif not tracked(tensor):
             continue
         else:
             given = _given(A, closure) if given is None else given

@@ -9,7 +9,7 @@ from operators.cost import Cost
 from operators.linear_operator import LinearOperator
 from operators.space import Space
 from operators.structure import Structure
-from operators.tracing import readable
+from operators.tracing import plain_values, readable
 
 
 class Permutation(LinearOperator):
@@ -76,6 +76,8 @@ class Permutation(LinearOperator):
         order = order.to(device=space.device, dtype=torch.int64)
         structure = Structure()
         if readable(order):
+            # It is no tensor of A: a transform that it was made in must not keep it.
+            order = plain_values(order, "order cannot be read")
             _check_permutation(order)
             structure = _look_up(order)
         super().__init__(space, space, structure)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, MutableSequence, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
@@ -16,7 +16,7 @@ from operators.closures import Closure, closure_of
 from operators.hidden_tensors import refuse_hidden_tensors
 from operators.linear_operator import LinearOperator
 from operators.stacked import Stacked
-from operators.tracing import forward_over_forward
+from operators.tracing import differentiating, forward_over_forward, full_precision
 
 
 class Prepared(Protocol):
@@ -50,8 +50,21 @@ class Factor:
         self.solver, self.log = solver, log
         self.prepared: Prepared | None = None
         self.prepared_for: tuple[Closure, list[int | None]] | None = None
+        self._derived: Factor | None = None
         self._batch: tuple[list[Any], Sequence[Tensor], Factor] | None = None
         self._closure: Closure | None = None
+
+    @property
+    def reached(self) -> list[Tensor]:
+        """Tensors that functions inside A reach, where they were looked for."""
+        return [] if self._closure is None else self._closure.tensors
+
+    @property
+    def of_derivatives(self) -> Factor:
+        """The same for the solves of derivatives, which an absolute tolerance does not suit."""
+        if self._derived is None:
+            self._derived = _OfDerivatives(self)
+        return self._derived
 
     def closure(self, A: LinearOperator) -> Closure:
         """What functions inside A reach; searched anew where a name has been bound anew."""
@@ -108,6 +121,33 @@ class Given(Factor):
         return self.prepared
 
 
+class _OfDerivatives(Factor):
+    """What another factor has prepared, by relative tolerances alone where it has others."""
+
+    def __init__(self, base: Factor) -> None:
+        super().__init__(base.solver, base.log)
+        self.base = base
+
+    @property
+    def reached(self) -> list[Tensor]:
+        return self.base.reached
+
+    @property
+    def of_derivatives(self) -> Factor:
+        return self
+
+    def closure(self, A: LinearOperator) -> Closure:
+        return self.base.closure(A)
+
+    def of(self, A: LinearOperator) -> Prepared:
+        prepared = self.base.of(A)
+        relative: Prepared = getattr(prepared, "relative", prepared)
+        return relative
+
+    def of_batch(self, tensors: Sequence[Tensor], axes: Sequence[int | None]) -> Factor:
+        return self.base.of_batch(tensors, axes).of_derivatives
+
+
 def apply_inverse(
     A: LinearOperator, b: Tensor, factor: Factor, *, transpose: bool = False
 ) -> Tensor:
@@ -135,9 +175,10 @@ def apply_inverse(
             "without a word (pytorch#197867); use forward over reverse, jacfwd(jacrev(f)), instead"
         )
     tensors, treespec = pytree.tree_flatten(A)
-    if torch.is_grad_enabled() or _functorch.peek_interpreter_stack() is not None:
+    if differentiating():
         refuse_hidden_tensors(A, factor.closure(A))
-    solution: Tensor = _Solve.apply(b, transpose, treespec, factor, *tensors)
+    with full_precision(b.device):
+        solution: Tensor = _Solve.apply(b, transpose, treespec, factor, *tensors)
     return solution
 
 
@@ -167,22 +208,32 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, ctx.transpose, ctx.treespec, ctx.factor, *tensors = inputs
+        # Tensors that functions reach belong to A too, though torch does not know.
+        ctx.reached = [(t, t._version) for t in ctx.factor.reached if not t.is_inference()]
         ctx.save_for_backward(output, *tensors)
         ctx.save_for_forward(output, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
         (x_bar,) = outputs
+        _refuse_changes(ctx.reached)
         x, *tensors = ctx.saved_tensors
-        b_bar = _Solve.apply(x_bar, not ctx.transpose, ctx.treespec, ctx.factor, *tensors)
-        gradients: tuple[Tensor | None, ...] = (None,) * len(tensors)
-        if any(ctx.needs_input_grad[4:]):
-            product = partial(_product, ctx.treespec, ctx.transpose, x)
-            gradients = _pulled_back(product, tensors, -b_bar)
+        factor = ctx.factor.of_derivatives
+        with full_precision(x.device):
+            b_bar = _Solve.apply(x_bar, not ctx.transpose, ctx.treespec, factor, *tensors)
+            gradients: tuple[Tensor | None, ...] = (None,) * len(tensors)
+            if any(ctx.needs_input_grad[4:]):
+                product = partial(_product, ctx.treespec, ctx.transpose, x)
+                gradients = _pulled_back(product, tensors, -b_bar)
         return b_bar, None, None, None, *gradients
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        with full_precision(ctx.saved_tensors[0].device):
+            return _Solve._pushed(ctx, *tangents)
+
+    @staticmethod
+    def _pushed(ctx: Any, *tangents: Any) -> Tensor:
         b_tangent, _, _, _, *tensor_tangents = tangents
         x, *tensors = ctx.saved_tensors
         right = torch.zeros_like(x) if b_tangent is None else b_tangent
@@ -205,7 +256,8 @@ class _Solve(torch.autograd.Function):
                 return sum(((a * d).sum() for a, d in pairs), w.new_zeros(()))
 
             right = right - torch.func.grad(along)(torch.zeros_like(right))
-        solution: Tensor = _Solve.apply(right, ctx.transpose, ctx.treespec, ctx.factor, *tensors)
+        factor = ctx.factor.of_derivatives
+        solution: Tensor = _Solve.apply(right, ctx.transpose, ctx.treespec, factor, *tensors)
         return solution
 
     @staticmethod
@@ -222,7 +274,7 @@ class _Solve(torch.autograd.Function):
         if all(dim is None for dim in tensor_dims):
             assert b_dim is not None
             columns = b.movedim(b_dim, -1)  # (n, B) or (n, k, B)
-            block = columns.reshape(columns.shape[0], -1)
+            block = columns.reshape(columns.shape[0], math.prod(columns.shape[1:]))
             solution = _Solve.apply(block, transpose, treespec, factor, *tensors)
             return solution.reshape(columns.shape), columns.ndim - 1
         # Other matrices, each with its factor.
@@ -259,6 +311,16 @@ class _Solve(torch.autograd.Function):
             rows = rows.unflatten(0, (count, len(inner)))
             rows = torch.func.vmap(lambda x: inner.gathered(x, transpose=not transpose))(rows)
         return rows[..., 0] if single else rows, 0
+
+
+def _refuse_changes(reached: Sequence[tuple[Tensor, int]]) -> None:
+    for tensor, version in reached:
+        if tensor._version != version:
+            raise RuntimeError(
+                f"a tensor of shape {tuple(tensor.shape)} that a function in A closes over was "
+                f"modified by an inplace operation after the solve (version {tensor._version}, "
+                f"then {version}): its derivative would be that of another A; change a copy"
+            )
 
 
 def _leading(tensor: Tensor, dim: int | None, count: int) -> Tensor:

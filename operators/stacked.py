@@ -135,7 +135,7 @@ class Stacked(LinearOperator):
         """
         whole, member = self._spaces(transpose)
         if member.is_flat:
-            return batch.reshape(-1, batch.shape[-1])
+            return batch.reshape(batch.shape[0] * batch.shape[1], batch.shape[-1])
 
         def column(rows: Tensor) -> Tensor:
             return whole.ravel(torch.func.vmap(member.unravel)(rows))

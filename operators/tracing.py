@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -102,6 +102,22 @@ def tracked(tensor: Tensor) -> bool:
         or (torch.is_grad_enabled() and tensor.requires_grad)
         or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None)
     )
+
+
+def differentiating() -> bool:
+    """Whether a derivative may be under way: a graph is recorded, or a transform traces."""
+    return (
+        torch.is_grad_enabled()
+        or _functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast: what is solved to a tolerance needs the products in the precision of A."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, overload
 
 import torch
@@ -132,14 +133,25 @@ def _batched(A: Tensor, b: Any, solver: LinearSolver, return_info: bool) -> Any:
     single = isinstance(b, Tensor) and b.shape == (*batch, m)
     if not isinstance(b, Tensor) or not (single or b.shape[:-1] == (*batch, m)):
         came = tuple(b.shape) if isinstance(b, Tensor) else type(b).__name__
-        raise ValueError(f"b is {came}; expected {(*batch, m)} or {(*batch, m, 'k')} for a batch")
+        raise ValueError(f"b is {came}; expected {(*batch, m)}, or that and columns, for a batch")
+    if A.layout != torch.strided:
+        raise TypeError(
+            f"A is a batch {tuple(A.shape)} of layout {A.layout}; expected a strided tensor, or an "
+            "ops.Sparse with values (batch, nnz) under torch.func.vmap"
+        )
     log: list[Info] = []
+    count = math.prod(batch)
+    if not count:
+        empty = A.new_zeros(*batch, A.shape[-1], *b.shape[len(batch) + 1 :])
+        why = "a batch without members"
+        none = Info(True, 0, 0.0, repr(solver), status="converged", reason=why, products=0)
+        return Solution(empty, none) if return_info else empty
 
     def one(matrix: Tensor, b: Tensor) -> Any:
         return _solved(as_operator(matrix), b, solver, log)
 
-    flat_b = b.reshape(-1, *b.shape[len(batch) :])
-    value = torch.func.vmap(one)(A.reshape(-1, *A.shape[-2:]), flat_b)
+    flat_b = b.reshape(count, *b.shape[len(batch) :])
+    value = torch.func.vmap(one)(A.reshape(count, *A.shape[-2:]), flat_b)
     value = value.reshape(*batch, *value.shape[1:])
     return Solution(value, _worst(log)) if return_info else value
 

@@ -50,6 +50,8 @@ class IterativeSolver(LinearSolver):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
+        if self.maxiter is not None and not isinstance(self.maxiter, int):
+            raise TypeError(f"{name}: maxiter={self.maxiter!r}; expected an integer, or None")
         if self.maxiter is not None and self.maxiter < 1:
             raise ValueError(f"{name}: maxiter={self.maxiter}; expected at least 1, or None")
         if self.stop_at_maxiter and (self.maxiter is None or self.strict):
@@ -115,7 +117,7 @@ class PreparedIteration(PreparedSolver):
         # Whether the preconditioner was made for another operator, whether it is to be made anew,
         # and the iterations for one digit of the residual that it took when it was not.
         self.stale = self._due = False
-        self._pace: float | None = None
+        self.pace: float | None = None
 
     def _made(self) -> LinearOperator | None:
         """The preconditioner for the operator at hand."""
@@ -145,20 +147,22 @@ class PreparedIteration(PreparedSolver):
     @cached_property
     def _transposed(self) -> PreparedSolver:
         P = None if self.preconditioner is None else self.preconditioner.T
-        return type(self)(self.solver, self.A.T, P)
+        twin = type(self)(self.solver, self.A.T, P)
+        twin.prolong = self.prolong
+        return twin
 
     def _update(self, A: LinearOperator) -> PreparedSolver:
         # What was given as an operator or as a function stays as it is, and cannot be made anew.
         made = isinstance(self.solver.preconditioner, (Preconditioner, LinearSolver))
-        if not made or type(self).__init__ is not PreparedIteration.__init__:
+        if not made:
             return super()._update(A)
         updated = type(self)(self.solver, A, self.preconditioner)
-        updated.stale, updated._due, updated._pace = True, self._due, self._pace
+        updated.stale, updated._due, updated.pace = True, self._due, self.pace
         return updated
 
     def _renew(self) -> None:
         self._adopt(self._made())
-        self.stale, self._due, self._pace = False, False, None
+        self.stale, self._due, self.pace = False, False, None
         self.__dict__.pop("_transposed", None)
 
     def _answer(
@@ -179,10 +183,10 @@ class PreparedIteration(PreparedSolver):
         pace = _pace(progress.iterations, targets if met else left, targets)
         if not self.stale:
             if progress.iterations and math.isfinite(pace):
-                self._pace = max(self._pace or 0.0, pace)
+                self.pace = max(self.pace or 0.0, pace)
             return x, progress
         if met or self.solver.truncated:
-            fresh = math.inf if self._pace is None else self._pace
+            fresh = math.inf if self.pace is None else self.pace
             self._due = progress.iterations > FEW and pace > 2 * fresh
             return x, progress
         self._renew()

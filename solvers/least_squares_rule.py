@@ -17,7 +17,7 @@ for square systems then gives every derivative (Golub and Pereyra, 1973, doi:10.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,9 @@ from operators.solve_rule import Factor, Given, Prepared, Solver, apply_inverse
 from operators.tracing import tracked
 from solvers.members import Members
 from solvers.solution import StructureError
+
+# What a solver that knows no rank may leave of an equation that has a solution, in tolerances.
+MISSED = 1e3
 
 
 class Augmented(NamedTuple):
@@ -92,13 +95,23 @@ class PreparedAugmented:
             value: Tensor = solution.value
             return value
 
+        def refuse_missed(B: LinearOperator, x: Tensor, b: Tensor) -> None:
+            """Without a known rank: ``B x = b`` has a solution for every b if A has full rank."""
+            if self.moving and self.prepared.rank is None:
+                self._refuse_missed(b - (B._matvec(x) if single else B._matmat(x)), b)
+
+        single = rhs.ndim == 1
         # What is asked for itself has zeros there, its derivatives have not.
         derivative = bool((g if self.tall else f).any())
         if derivative and self.moving:
             self._refuse_low_rank()
-        single = rhs.ndim == 1
         if self.tall:
-            x = applied(pseudo_inverse, f - applied(its_transpose, g) if derivative else f)
+            right = f
+            if derivative:
+                z = applied(its_transpose, g)
+                refuse_missed(A.T, z, g)
+                right = f - z
+            x = applied(pseudo_inverse, right)
             parts = [f - (A._matvec(x) if single else A._matmat(x)), x]
         else:
             x = applied(pseudo_inverse, g)
@@ -106,10 +119,17 @@ class PreparedAugmented:
             if derivative or self.moving:
                 y = applied(its_transpose, f - x)
             if derivative:
+                refuse_missed(A, x, g)
                 x = f - (A.T._matvec(y) if single else A.T._matmat(y))
             parts = [x, y]
         worst = max(infos, key=lambda info: (not info.converged, info.residual))
         return Augmentation(torch.cat(parts), worst)
+
+    @property
+    def relative(self) -> PreparedAugmented:
+        """The same without an absolute tolerance."""
+        prepared = getattr(self.prepared, "relative", self.prepared)
+        return replace(self, prepared=prepared)
 
     def solve_transpose(self, rhs: Tensor) -> Augmentation:
         """As `solve`: K is symmetric."""
@@ -123,6 +143,18 @@ class PreparedAugmented:
                 f"{type(self.prepared.solver).__name__} solves {A!r} at rank {rank}: the "
                 f"least-squares solution has a derivative by A only at full rank {full}, kept in "
                 "full; add damping, as rows sqrt(l) I, or differentiate by b alone"
+            )
+
+    def _refuse_missed(self, residual: Tensor, b: Tensor) -> None:
+        size = torch.linalg.vector_norm(b, dim=0)
+        share = torch.linalg.vector_norm(residual, dim=0) / torch.where(size > 0, size, 1.0)
+        allowed = MISSED * self.prepared.solver.tolerance(b.dtype)
+        if bool((share > allowed).any()):
+            raise StructureError(
+                f"{type(self.prepared.solver).__name__} leaves {float(share.max()):.2g} of the "
+                f"right-hand side of a derivative by {self.prepared.A!r}, which seems not to have "
+                "full rank, or is too ill-conditioned for it: the least-squares solution then has "
+                "no derivative that can be trusted; add damping, or differentiate by b alone"
             )
 
 

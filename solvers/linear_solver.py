@@ -6,7 +6,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from operators import LinearOperator, Space, Stacked
+from operators.closures import hidden
 from operators.solve_rule import Given, apply_inverse
-from operators.tracing import tracked
+from operators.tracing import differentiating, full_precision, tracked
 from solvers.least_squares_rule import apply_least_squares
 from solvers.matrix import as_operator, numbers, values
 from solvers.members import Members
@@ -60,7 +61,11 @@ class LinearSolver(ABC):
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
+            if value is None and name == "rtol":
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise TypeError(f"{type(self).__name__}: {name}={value!r}; expected a number >= 0")
+            if not 0 <= value < float("inf"):
                 raise ValueError(f"{type(self).__name__}: {name}={value}; expected a number >= 0")
 
     @property
@@ -267,6 +272,15 @@ class PreparedSolver(ABC):
         """``x`` with ``A^T x = b``; arguments and errors as `solve`."""
         return self._run(b, guess, transpose=True)
 
+    @property
+    def relative(self) -> PreparedSolver:
+        """The same without `atol`: the right-hand sides of derivatives have units of their own."""
+        if not self.solver.atol:
+            return self
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, solver=replace(self.solver, atol=0.0))
+        return twin
+
     def condition(self) -> float:
         """Estimate of ``|A|_1 |A^-1|_1``, from below; see `solvers.condition`."""
         from solvers.condition import condition_estimate
@@ -278,6 +292,8 @@ class PreparedSolver(ABC):
             used = self.solver.takes_guess and not self.solver.minimises(self.A)
             guess = values(guess) if used else None
         leaves = pytree.tree_leaves((b, self.given))
+        if differentiating():
+            leaves += hidden(self.given)  # which are refused, with the remedy
         if any(isinstance(leaf, Tensor) and tracked(leaf) for leaf in leaves):
             return self._differentiable(b, guess, transpose)
         return self._measured(b, guess, transpose)
@@ -308,6 +324,10 @@ class PreparedSolver(ABC):
     @torch.no_grad()
     def _attempt(self, b: Any, *, transpose: bool, guess: Any = None) -> Solution:
         """Solve and measure; nothing is said about what was not reached."""
+        with full_precision(self.A.device):
+            return self._attempted(b, transpose, guess)
+
+    def _attempted(self, b: Any, transpose: bool, guess: Any) -> Solution:
         start = time.perf_counter()
         operator = self.A.T if transpose else self.A
         whole = operator.stack if isinstance(operator, Members) else operator
@@ -330,7 +350,9 @@ class PreparedSolver(ABC):
 
         # |b - A x| <= max(rtol |b|, atol), in units of the scaled column.
         rtol = self.solver.tolerance(unit.dtype)
-        targets = torch.clamp_min(self.solver.atol / (scale * norm), rtol)
+        targets = torch.full_like(norm, rtol)
+        if self.solver.atol:
+            targets = torch.clamp_min(self.solver.atol / (scale * norm), rtol)
         solve = partial(self._answer, transpose=transpose)
         if guess is None:
             x, progress = solve(unit, targets)
@@ -498,7 +520,15 @@ class _Plain:
 
     def __init__(self, prepared: PreparedSolver, guess: Any, transpose: bool) -> None:
         self.prepared, self.guess, self.transpose = prepared, guess, transpose
-        self.solver, self.A, self.rank = prepared.solver, prepared.A, prepared.rank
+        self.solver, self.A = prepared.solver, prepared.A
+
+    @property
+    def rank(self) -> int | None:
+        return self.prepared.rank
+
+    @property
+    def relative(self) -> _Plain:
+        return _Plain(self.prepared.relative, None, self.transpose)
 
     def solve(self, b: Tensor) -> Solution:
         return self.prepared._measured(b, self._taken(False), transpose=False)

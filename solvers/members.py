@@ -44,11 +44,12 @@ class Members(LinearOperator):
 
     def batch(self, block: Tensor) -> Tensor:
         """``(B, n, k)`` of a block ``(n, B k)``."""
-        return block.reshape(block.shape[0], len(self), -1).movedim(1, 0)
+        columns = block.shape[1] // max(len(self), 1)
+        return block.reshape(block.shape[0], len(self), columns).movedim(1, 0)
 
     def block(self, batch: Tensor) -> Tensor:
         """``(n, B k)`` of ``(B, n, k)``."""
-        return batch.movedim(0, 1).reshape(batch.shape[1], -1)
+        return batch.movedim(0, 1).reshape(batch.shape[1], batch.shape[0] * batch.shape[2])
 
     def _matvec(self, v: Tensor) -> Tensor:
         raise TypeError(f"{self!r} multiplies blocks with columns for each of its members")

@@ -14,7 +14,7 @@ from operators import LinearOperator
 from operators.space import Tree
 from operators.structure import Structure
 from solvers.linear_solver import LinearSolver, PreparedSolver
-from solvers.matrix import numbers
+from solvers.matrix import as_operator, numbers
 from solvers.solution import StructureError
 
 
@@ -22,15 +22,29 @@ from solvers.solution import StructureError
 class Preconditioner(ABC):
     """Settings of an approximation ``P`` of ``A^-1``; immutable, comparable, cheap to copy."""
 
-    @abstractmethod
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def prepare(self, A: Any) -> LinearOperator:
         """``P`` as an operator: linear, with its transpose; symmetric where A is.
+
+        Parameters
+        ----------
+        A
+            As for `LinearSolver.prepare`, square.
 
         Raises
         ------
         StructureError
-            A lacks a structure that this preconditioner needs.
+            A lacks a structure that this preconditioner needs, or is not square.
+        TypeError, ValueError
+            A is neither an operator nor a matrix.
         """
+        operator = A if isinstance(A, LinearOperator) else as_operator(A)
+        if operator.shape[0] != operator.shape[1]:
+            raise StructureError(f"{type(self).__name__} needs a square operator; got {operator!r}")
+        return self._prepare(operator)
+
+    @abstractmethod
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
+        """`prepare` for a square operator."""
 
 
 # What the iterative solvers take: settings; an operator or a prepared solver that stands for A^-1;
@@ -108,6 +122,8 @@ class SolveOperator(LinearOperator):
         A = prepared.A.T if transpose else prepared.A
         super().__init__(A.codomain, A.domain, A.structure.inverse())
         self.prepared, self.transpose = prepared, transpose
+        self.backend, self.factor_nonzeros = prepared.backend, prepared.factor_nonzeros
+        self.operator_complexity = prepared.operator_complexity
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self._matmat(v[:, None])[:, 0]
@@ -138,7 +154,8 @@ class CallableOperator(LinearOperator):
         self.function = function
 
     def _matvec(self, v: Tensor) -> Tensor:
-        image = self.function(self.domain.unravel(v))
+        # A copy: the function may work in place, and v is the residual itself.
+        image = self.function(self.domain.unravel(v.clone()))
         return self.codomain.ravel(image, "preconditioner(v)")
 
     def _matmat(self, block: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,8 +61,14 @@ class Auto(LinearSolver):
     solves: int = 2
     memory: float | None = None
 
+    takes_guess: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.solves, int):
+            raise TypeError(f"Auto: solves={self.solves!r}; expected an integer")
+        if self.memory is not None and not isinstance(self.memory, (int, float)):
+            raise TypeError(f"Auto: memory={self.memory!r}; expected a number of bytes, or None")
         if self.solves < 1:
             raise ValueError(f"Auto: solves={self.solves}; expected at least 1")
         if self.memory is not None and not self.memory > 0:
@@ -84,11 +90,17 @@ class Auto(LinearSolver):
         return Request(tolerances, self.tolerance(A.dtype), self.solves, memory)
 
     def _prepare(self, A: LinearOperator) -> PreparedSolver:
-        if isinstance(A, Members):
-            first = plan_for(A.member(0), self.request(A)).candidates[0] if len(A) else None
-            if first is None or first.trial is not None or not first.solver.columnwise:
-                return OneByOne(self, A)
-        return PreparedAuto(self, A)
+        if isinstance(A, Members) and not len(A):
+            return OneByOne(self, A)
+        model = A.member(0) if isinstance(A, Members) else A
+        plan = plan_for(model, self.request(A))
+        if not plan.candidates:
+            refused = "; ".join(plan.refused)
+            raise StructureError(f"no solver for {A!r} within the memory allowed: {refused}")
+        first = plan.candidates[0]
+        if isinstance(A, Members) and (first.trial is not None or not first.solver.columnwise):
+            return OneByOne(self, A)
+        return PreparedAuto(self, A, plan)
 
 
 class PreparedAuto(PreparedSolver):
@@ -96,16 +108,21 @@ class PreparedAuto(PreparedSolver):
 
     solver: Auto
 
-    def __init__(self, solver: Auto, A: LinearOperator, plan: Plan | None = None) -> None:
-        super().__init__(solver, A if isinstance(A, Members) else looked_up(A))
-        model = A.member(0) if isinstance(A, Members) else A
-        self.plan = plan_for(model, solver.request(A)) if plan is None else plan
+    def __init__(self, solver: Auto, A: LinearOperator, plan: Plan) -> None:
         self._prepared: dict[int, PreparedSolver | str] = {}
         self._failures: dict[int, str] = {}
         # The first that has not failed, and the one that made the last solution.
         self._current = self._used = 0
+        super().__init__(solver, A if isinstance(A, Members) else looked_up(A))
+        self.plan = plan
         self._served = 0
         self._advance()
+
+    @property
+    def rank(self) -> int | None:  # type: ignore[override]
+        """That which the member found that solved last."""
+        member = self._prepared.get(self._used)
+        return member.rank if isinstance(member, PreparedSolver) else None
 
     def _advance(self) -> None:
         while self._current < len(self.plan.candidates) and self._member(self._current) is None:
@@ -134,7 +151,7 @@ class PreparedAuto(PreparedSolver):
         """The first solution along the chain that meets the targets, else the nearest."""
         operator = self.A.T if transpose else self.A
         best: tuple[float, int, Tensor, Progress] | None = None
-        products = iterations = 0
+        products = 0
         for index in range(self._current, len(self.plan.candidates)):
             member = self._tried(index, targets)
             if member is None:
@@ -144,17 +161,18 @@ class PreparedAuto(PreparedSolver):
                 progress.residual = block - operator._matmat(x)
                 progress.products += block.shape[1]
             distance = self._distance(operator, progress, targets)
-            products, iterations = products + progress.products, iterations + progress.iterations
+            products += progress.products
             if best is None or not best[0] <= distance:
                 best = (distance, index, x, progress)
             if distance <= 1:
                 # What failed once is not tried again.
                 self._current = index
+                self._learn(index, member)
                 break
             name = self.plan.candidates[index].name
-            self._failures[index] = (
-                f"{name}: {progress.status} at {distance:.3g} times the tolerance"
-                + (f" ({progress.detail})" if progress.detail else "")
+            status = "inaccurate" if progress.status == "converged" else progress.status
+            self._failures[index] = f"{name}: {status} at {distance:.3g} times the tolerance" + (
+                f" ({progress.detail})" if progress.detail else ""
             )
         if best is None:
             raise StructureError(f"no solver for {self.A!r}: " + "; ".join(self._failures.values()))
@@ -185,6 +203,12 @@ class PreparedAuto(PreparedSolver):
         trial = Trial(candidate, self.plan.candidates[index + 1], solves, max(columns, 1), start)
         return trial.of(member) if trial.iterations else None
 
+    def _learn(self, index: int, tried: PreparedSolver) -> None:
+        """What a trial tells of a preconditioner: how quick it is when it is new."""
+        kept = self._prepared[index]
+        if isinstance(tried, PreparedIteration) and isinstance(kept, PreparedIteration):
+            kept.pace = tried.pace
+
     def _judge(self, *args: Any) -> Info:
         info = super()._judge(*args)
         candidate = self.plan.candidates[self._used]
@@ -206,7 +230,7 @@ class PreparedAuto(PreparedSolver):
         )
 
     def _update(self, A: LinearOperator) -> PreparedSolver:
-        member = self._member(self._current) if self._current < len(self._prepared) else None
+        member = self._member(self._current) if self._current < len(self.plan.candidates) else None
         if member is None or isinstance(A, Members) != isinstance(self.A, Members):
             return self.solver._prepared(A)
         updated = object.__new__(PreparedAuto)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,6 +35,8 @@ from solvers.sparse.analysis import Analysis, analyse
 from solvers.sparse.cholesky import SparseCholesky
 from solvers.sparse.lu import SparseLU
 from solvers.sparse.matrix import nonzeros_of
+from solvers.sparse.qr import SparseQR
+from solvers.sparse.suitesparse_lu import installed
 from solvers.structured.block import BlockDiagonal, BlockTriangular
 from solvers.structured.circulant import Circulant
 from solvers.structured.diagonal import Diagonal
@@ -43,6 +46,9 @@ from solvers.structured.saddle import Saddle
 from solvers.structured.toeplitz import Toeplitz
 from solvers.structured.triangular import Triangular
 from solvers.structured.woodbury import Woodbury, update_of
+
+# What torch factorises as dense matrices.
+FACTORED = (torch.float32, torch.float64)
 
 
 def plan_for(A: LinearOperator, request: Request) -> Plan:
@@ -172,6 +178,8 @@ def _saddle(A: ops.Saddle, request: Request) -> Iterator[Candidate]:
 
 def _dense(A: LinearOperator, request: Request) -> Iterator[Candidate]:
     n, t = A.shape[0], request.tolerances
+    if A.dtype not in FACTORED:
+        return
     formed, memory = _forming(A), 8.0 * n * n
     what = "dense" if isinstance(A, ops.Dense) else "small enough to be formed"
     solve = 2 * costs.DENSE_PRODUCT * n * n + costs.ITERATION
@@ -209,9 +217,9 @@ def _better_dense(A: ops.Sparse) -> bool:
 
 def _sparse(A: ops.Sparse, request: Request) -> Iterator[Candidate]:
     n, t = A.shape[0], request.tolerances
-    analysis = _analysis(A)
+    analysis = _analysis(A) or _guessed(A)
     positive = A.symmetric and _positive_diagonal(A)
-    if positive and analysis is not None:
+    if positive:
         fill, flops = analysis.factor_nonzeros, analysis.flops
         by = "CHOLMOD" if cholmod.available() else "SuperLU, CHOLMOD is not installed"
         yield Candidate(
@@ -227,23 +235,22 @@ def _sparse(A: ops.Sparse, request: Request) -> Iterator[Candidate]:
         if grid:
             yield Candidate(
                 CG(preconditioner=AMG(kind="ruge-stuben"), **t),
-                "symmetric, no positive entry beside its diagonal: multigrid",
+                "symmetric, hardly a positive entry beside its diagonal: multigrid",
                 setup=costs.AMG_START + costs.AMG_SETUP * A.nnz,
                 solve=costs.AMG_ITERATIONS * costs.AMG_CYCLE * A.nnz,
                 memory=40.0 * A.nnz,
             )
     # The fill is guessed from that of the symmetric pattern; pivots beside the diagonal undo the
     # ordering, at the cost of about four times the fill.
-    if analysis is not None:
-        more = 4 if _pivots_beside(A) else 1
-        fill, flops = 2 * more * analysis.factor_nonzeros, 2 * more**2 * analysis.flops
-        yield Candidate(
-            SparseLU(**t),
-            f"sparse, any square matrix; about {fill:,} nonzeros in L and U",
-            setup=costs.SUPERLU_ENTRY * fill + costs.SUPERLU_FLOP * flops,
-            solve=costs.FACTOR_SOLVE * fill,
-            memory=16.0 * fill,
-        )
+    more = 4 if _pivots_beside(A) else 1
+    fill, flops = 2 * more * analysis.factor_nonzeros, 2 * more**2 * analysis.flops
+    yield Candidate(
+        SparseLU(**t),
+        f"sparse, any square matrix; about {fill:,} nonzeros in L and U",
+        setup=costs.SUPERLU_ENTRY * fill + costs.SUPERLU_FLOP * flops,
+        solve=costs.FACTOR_SOLVE * fill,
+        memory=16.0 * fill,
+    )
 
 
 def _analysis(A: ops.Sparse) -> Analysis | None:
@@ -260,6 +267,13 @@ def _analysis(A: ops.Sparse) -> Analysis | None:
         return analyse(A)
     except MissingLibraryError:  # this build of scikit-sparse does not tell
         return None
+
+
+def _guessed(A: ops.Sparse) -> Analysis:
+    """Fill where nobody analyses: that of nested dissection on a grid in the plane."""
+    n = max(A.shape[0], 2)
+    fill = int(A.nnz / 5 * 1.6 * math.log2(n)) + n
+    return Analysis(fill, 3.0 * fill**2 / n, 0.0)
 
 
 def _positive_diagonal(A: LinearOperator) -> bool:
@@ -347,6 +361,8 @@ def _resorts(A: LinearOperator, request: Request) -> Iterator[Candidate]:
     else:
         yield Candidate(GMRES(restart=min(n, 200) or 1, **t), "any square matrix, long restarts",
                         memory=1600.0 * n, resort=True)  # fmt: skip
+    if A.dtype not in FACTORED:
+        return
     if n <= 20_000:
         yield Candidate(DenseLU(**t), "any regular matrix", memory=16.0 * n * n, resort=True)
     if n <= 3000:
@@ -379,6 +395,9 @@ def _least_squares(A: LinearOperator, request: Request) -> Iterator[Candidate]:
         return
     yield Candidate(LSMR(**t), "sparse least squares by products alone", memory=40.0 * long,
                     iteration=step)  # fmt: skip
+    if installed("sksparse.spqr", "sparseqr") is not None:
+        yield Candidate(SparseQR(**t), "sparse, of any rank", memory=200.0 * sparse.nnz,
+                        resort=True)  # fmt: skip
     if short <= 5000:
         yield Candidate(QR(**t), "formed densely", memory=3 * memory, resort=True)
         yield Candidate(SVD(**t), "formed densely, of any rank", memory=5 * memory, resort=True)

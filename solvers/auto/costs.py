@@ -19,10 +19,9 @@ EIGEN = 2.4e-10
 MEMORY = 4.5e-9
 # Seconds per entry of one product with a dense matrix in memory.
 DENSE_PRODUCT = 4.5e-10
-# Seconds per nonzero: of one product with a sparse matrix; of CHOLMOD's analysis; of entries of L,
+# Seconds per nonzero: of one product with a sparse matrix; of entries of L,
 # to compute and to solve with; of a flop in supernodes.
 SPARSE_PRODUCT = 8e-10
-ANALYSIS = 1.2e-7
 FACTOR_ENTRY = 7.5e-8
 FACTOR_FLOP = 1.2e-11
 FACTOR_SOLVE = 7e-9

@@ -8,6 +8,7 @@ from typing import Any
 
 from solvers.auto import costs
 from solvers.linear_solver import LinearSolver
+from solvers.solution import StructureError
 
 # Fewer iterations tell nothing.
 SHORTEST_TRIAL = 10
@@ -54,6 +55,9 @@ class Candidate:
         what remains to be seen, and the solver is tried first for a share of the cost of the next.
     resort
         Whether it is there for what all others fail to solve.
+    trial
+        Iterations that it is tried for before the next one has its turn; None where it is not on
+        trial.
     """
 
     solver: LinearSolver
@@ -115,7 +119,10 @@ class Plan:
     @property
     def predictable(self) -> Candidate:
         """The first whose cost can be predicted; without one the first."""
-        known = (c for c in self.candidates if c.iteration is None)
+        if not self.candidates:
+            refused = "; ".join(self.refused)
+            raise StructureError(f"no solver for {self.operator} within the memory: {refused}")
+        known = (c for c in self.candidates if c.iteration is None and not c.resort)
         return next(known, self.candidates[0])
 
     def __str__(self) -> str:

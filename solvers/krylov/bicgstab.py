@@ -103,7 +103,7 @@ class _PreparedBiCGStab(RestartedIteration):
             z = self._precondition(s)
             t = self._product(z)
             ts, tt = dots(t, s), dots(t, t)
-            stuck = going & ~(ts.abs() > eps * tt.sqrt() * size)
+            stuck = going & ~((tt > 0) & (ts.abs() > eps * tt.sqrt() * size))
             going = going & ~stuck
             omega = torch.where(going, ts / tt, 0.0)
             x.addcmul_(z, omega)
@@ -156,7 +156,7 @@ class _PreparedBiCGStab(RestartedIteration):
                 z = r if P is None else P._matvec(r)
                 t = multiply(z)
                 ts, tt = float(torch.dot(t, r)), float(torch.dot(t, t))
-                broken = not abs(ts) > eps * math.sqrt(tt) * size
+                broken = not (tt > 0 and abs(ts) > eps * math.sqrt(tt) * size)
             if not broken:
                 omega = ts / tt
                 x.add_(z, alpha=omega)

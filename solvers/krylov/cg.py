@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from solvers.iterative import PreconditionedSolver
+from solvers.iterative import PreconditionedSolver, varies
 from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, report
 from solvers.linear_solver import PreparedSolver, Progress
 from solvers.members import Members
@@ -49,7 +50,8 @@ class CG(PreconditionedSolver):
     preconditioner
         P, symmetric positive definite; as for `PreconditionedSolver`.
     flexible
-        For a P that varies, or is not linear (a function, an inner iteration): each direction is
+        For a P that varies, or is not linear; a function or an inner iteration, which may be such,
+        is always dealt with so. Each direction is
         made conjugate to the one before it, ``beta = -<A p, z> / <p, A p>``, which is the formula
         of Polak and Ribiere; with a fixed P it gives the same iterates (Notay, 2000,
         doi:10.1137/S1064827599362314, algorithm 2.1 with one direction kept).
@@ -93,6 +95,10 @@ class CG(PreconditionedSolver):
 class _PreparedCG(RestartedIteration):
     solver: CG
 
+    @cached_property
+    def _flexible(self) -> bool:
+        return self.solver.flexible or varies(self.preconditioner)
+
     def _growth(self, dtype: torch.dtype) -> float:
         """The root of the condition number at most, for a definite A: the energy norm descends."""
         return float(torch.finfo(dtype).eps) ** -0.5
@@ -126,7 +132,7 @@ class _PreparedCG(RestartedIteration):
                     finite = bool(torch.isfinite(rz[bad]).all())
                     report(progress, *(BAD_PRECONDITIONER if finite else BROKEN))
                     active, sound = active & ~bad, sound & ~bad
-            beta = -dots(Ap, z) / curvature if self.solver.flexible else rz / previous
+            beta = -dots(Ap, z) / curvature if self._flexible else rz / previous
             p.mul_(beta).add_(z)
             # A column that has stopped keeps its iterate.
             p.masked_fill_(~active, 0.0)
@@ -167,7 +173,7 @@ class _PreparedCG(RestartedIteration):
                 report(progress, *(BAD_PRECONDITIONER if math.isfinite(rz) else BROKEN))
                 return False
             beta = rz / previous
-            if self.solver.flexible:
+            if self._flexible:
                 beta = -float(torch.dot(Ap, z)) / curvature
             torch.add(z, p, alpha=beta, out=p)
             Ap = multiply(p)

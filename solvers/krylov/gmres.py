@@ -64,6 +64,8 @@ class GMRES(PreconditionedSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.restart, int):
+            raise TypeError(f"GMRES: restart={self.restart!r}; expected an integer")
         if self.restart < 1:
             raise ValueError(f"GMRES: restart={self.restart}; expected at least 1")
 

@@ -44,7 +44,7 @@ class MINRES(PreconditionedSolver):
     ----------
     preconditioner
         P, symmetric positive definite though A is not, and fixed; as for `PreconditionedSolver`. A
-        P that is not is found by ``<r, P r> <= 0``: ``info.status`` is ``"indefinite"``.
+        P that is not is found by ``<r, P r> < 0``: ``info.status`` is ``"indefinite"``.
     maxiter, stop_at_maxiter, rtol, atol, strict
         As for `IterativeSolver`.
 

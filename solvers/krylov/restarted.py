@@ -118,8 +118,8 @@ class RestartedIteration(PreparedIteration):
 def slab(block: Tensor) -> int:
     """Columns of a block that are worked on together.
 
-    Arrays of more than 32 MiB are mapped anew by every operation on a CPU, which takes longer than
-    the operation; and a few columns at once are slower than one by one.
+    Arrays of 32 MiB and more are mapped anew by every operation on a CPU, which takes longer than
+    the operation, so `SLAB` is half of that; and a few columns at once are slower than one by one.
     """
     n, k = block.shape
     if block.device.type != "cpu" or n * k * block.itemsize <= SLAB:

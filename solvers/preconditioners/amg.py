@@ -141,7 +141,7 @@ class AMG(Preconditioner):
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return all(a is b or (not isinstance(a, Tensor) and a == b) for a, b in pairs)
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         """Build the hierarchy.
 
         Raises

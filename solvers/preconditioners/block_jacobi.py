@@ -54,7 +54,7 @@ class BlockJacobi(Preconditioner):
         if self.blocks is not None and (not self.blocks or min(self.blocks) < 1):
             raise ValueError(f"BlockJacobi: blocks={self.blocks}; expected sizes of at least 1")
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         """Invert the blocks.
 
         Raises

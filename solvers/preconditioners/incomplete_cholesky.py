@@ -67,7 +67,7 @@ class IncompleteCholesky(Preconditioner):
                     f"IncompleteCholesky: {name}={value}; expected a number from 0 to {most:g}"
                 )
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         """Factorise.
 
         Raises
@@ -93,7 +93,7 @@ class _Factor(ApproximateInverse):
         super().__init__(settings, A, definite)
         held = A if isinstance(A, Sparse) else Sparse(csr_of(A, "IncompleteCholesky"))
         L = incomplete_factor(held, settings)
-        self.nonzeros = L.nnz
+        self.nonzeros = self.factor_nonzeros = L.nnz
         self.forward = Substitution(csr_of(L, "IncompleteCholesky"), lower=True)
         self.backward = Substitution(csr_of(L.T, "IncompleteCholesky"), lower=False)
 

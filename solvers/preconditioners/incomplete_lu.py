@@ -50,7 +50,7 @@ class IncompleteLU(Preconditioner):
         if not 1 <= self.fill_factor < float("inf"):
             raise ValueError(f"IncompleteLU: fill_factor={self.fill_factor}; expected at least 1")
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         """Factorise.
 
         Raises

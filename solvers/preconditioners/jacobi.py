@@ -35,7 +35,7 @@ class Jacobi(Preconditioner):
 
     absolute: bool = False
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         """``D^-1``.
 
         Raises

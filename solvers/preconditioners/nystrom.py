@@ -99,7 +99,7 @@ class Nystrom(Preconditioner):
         if isinstance(self.tolerance, (int, float)) and not self.tolerance > 0:
             raise ValueError(f"Nystrom: tolerance={self.tolerance}; expected a number > 0")
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         """Sketch K.
 
         Raises

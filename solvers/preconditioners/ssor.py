@@ -48,7 +48,7 @@ class SSOR(Preconditioner):
         if not 0 < self.omega < 2:
             raise ValueError(f"SSOR: omega={self.omega}; expected a number between 0 and 2")
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         """Take A apart.
 
         Raises

@@ -52,7 +52,8 @@ class WarmStart:
         if self.kind is None or not self.solutions or target is None:
             return None, 1.0
         x = self.solutions[-1]
-        if self.kind == "linear" and len(self.solutions) == 2:
+        pair = len(self.solutions) == 2 and _alike(*self.solutions)
+        if self.kind == "linear" and pair:
             x = 2 * x - self.solutions[0]
         alike = (x.dtype, x.device) == (target.dtype, target.device) == (A.dtype, A.device)
         if not alike or (x.shape, target.shape) != _shapes(A, target) or not target.numel():

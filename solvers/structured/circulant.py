@@ -115,7 +115,7 @@ class CirculantPreconditioner(Preconditioner):
                 f"CirculantPreconditioner: kind={self.kind!r}; expected 'optimal' or 'strang'"
             )
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         """``C^-1``, as a circulant operator.
 
         Raises

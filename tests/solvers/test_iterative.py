@@ -41,7 +41,7 @@ class Counting(Preconditioner):
     made: list[LinearOperator] = field(default_factory=list, compare=False)
     error: float = 0.3
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         self.made.append(A)
         M = A.to_dense()
         near = torch.eye(N, dtype=FLOAT64) + self.error * sampled(N, N, seed=2) / N**0.5
@@ -266,8 +266,8 @@ class TestUpdate:
     def test_info_of_the_preconditioner_is_that_of_the_fresh_one(self):
         @dataclass(frozen=True, kw_only=True)
         class Numbered(Counting):
-            def prepare(self, A: LinearOperator) -> LinearOperator:
-                P = super().prepare(A)
+            def _prepare(self, A: LinearOperator) -> LinearOperator:
+                P = super()._prepare(A)
                 P.operator_complexity = float(len(self.made))
                 return P
 

@@ -67,7 +67,7 @@ class RoughInverse(Preconditioner):
     log: Log
     error: float = 0.05
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         self.log.made += 1
         E = self.error * sampled(N, N, seed=9)
         return Rough(torch.linalg.inv(A.to_dense() + E), self.log)

@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 import operators as ops
 import solvers
 from solvers.auto import costs
-from solvers.sparse.analysis import analyse, analyses
+from solvers.sparse.analysis import analyse
 from validation.bench.forty import laplacian
 from validation.bench.timing import Bench
 
@@ -69,10 +69,6 @@ def _sparse(repeats: int) -> list[tuple[str, float]]:
     )
     v = torch.ones(grid.shape[0], dtype=torch.float64)
 
-    def analysed() -> None:
-        analyses.clear()
-        analyse(grid)
-
     rows, seconds, per_entry = [], [], []
     for A in (grid, cube):
         solver = solvers.SparseCholesky()
@@ -91,7 +87,6 @@ def _sparse(repeats: int) -> list[tuple[str, float]]:
     few = solvers.CG(maxiter=50, stop_at_maxiter=True).prepare(ops.Diagonal(1 + v[:10].cumsum(0)))
     return [
         ("SPARSE_PRODUCT", _seconds(lambda: grid @ v, repeats) / grid.nnz),
-        ("ANALYSIS", _seconds(analysed, repeats) / grid.nnz),
         ("FACTOR_ENTRY", entry),
         ("FACTOR_FLOP", flop),
         ("FACTOR_SOLVE", per_entry[0]),

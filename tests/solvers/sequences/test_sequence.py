@@ -48,7 +48,7 @@ class Frozen(Preconditioner):
 
     loss: float = 0.0
 
-    def prepare(self, A: LinearOperator) -> LinearOperator:
+    def _prepare(self, A: LinearOperator) -> LinearOperator:
         matrix = A.to_dense()
         inverse = torch.linalg.inv(matrix)
         P = (1 - self.loss) * (inverse + inverse.T) / 2
