@@ -76,12 +76,10 @@ class Permutation(LinearOperator):
         order = order.to(device=space.device, dtype=torch.int64)
         structure = Structure()
         if readable(order):
-            # It is no tensor of A: a transform that it was made in must not keep it.
-            order = plain_values(order, "order cannot be read")
             _check_permutation(order)
             structure = _look_up(order)
         super().__init__(space, space, structure)
-        self.order = order
+        self.order = _kept(order)
         self._untyped = untyped
 
     def _on(self, space: Space) -> LinearOperator:
@@ -93,7 +91,7 @@ class Permutation(LinearOperator):
         """Permutation that follows from others and need not be checked."""
         derived = object.__new__(Permutation)
         LinearOperator.__init__(derived, space, space, structure)
-        derived.order, derived._untyped = order, False
+        derived.order, derived._untyped = _kept(order), False
         return derived
 
     def _matvec(self, v: Tensor) -> Tensor:
@@ -139,6 +137,11 @@ def _look_up(order: Tensor) -> Structure:
     identity = bool(_fixed(order).all())
     involution = identity or bool(_fixed(order[order]).all())
     return Structure(symmetric=involution, diagonal=identity, positive_definite=identity)
+
+
+def _kept(order: Tensor) -> Tensor:
+    """The plain numbers: order is no tensor of A, and no transform under way must hold it."""
+    return plain_values(order, "order cannot be read") if readable(order) else order
 
 
 def _check_permutation(order: Tensor) -> None:

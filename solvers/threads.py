@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterator
 
 from threadpoolctl import ThreadpoolController
 
+_ONE = threading.Lock()
 
-def one_blas_thread() -> AbstractContextManager[object]:
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
     """A context in which BLAS runs on the calling thread.
 
     OpenBLAS spreads products over threads that then wait for one another, however small they are,
@@ -23,29 +26,15 @@ def one_blas_thread() -> AbstractContextManager[object]:
     ...     torch.ones(2) @ torch.ones(2)
     tensor(2.)
     """
-    return _Limit()
-
-
-class _Limit:
-    """Entered by several threads of Python at once, it is lifted when the last one leaves."""
-
-    inside = 0
-    lock = threading.Lock()
-    held: AbstractContextManager[object] | None = None
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if _Limit.inside == 0:
-                _Limit.held = _controller().limit(limits=1, user_api="blas")
-                _Limit.held.__enter__()
-            _Limit.inside += 1
-
-    def __exit__(self, *error: Any) -> None:
-        with self.lock:
-            _Limit.inside -= 1
-            if _Limit.inside == 0 and _Limit.held is not None:
-                _Limit.held.__exit__(None, None, None)
-                _Limit.held = None
+    if not _ONE.acquire(blocking=False):
+        # Another thread of Python has limited BLAS; it alone restores what was before.
+        yield
+        return
+    try:
+        with _controller().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _ONE.release()
 
 
 @functools.cache

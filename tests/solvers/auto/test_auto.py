@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 import pytest
+import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -138,9 +139,14 @@ class TestFallBack:
         from solvers.sparse import cholmod
 
         monkeypatch.setattr(cholmod, "available", lambda: False)
+        names = [c.name for c in solvers.explain(grid(40, 40)).candidates]
+        assert {"SparseCholesky", "SparseLU"} <= {*names}
+        b = torch.ones(1600, dtype=DOUBLE)
+        windy = grid(40, 40) @ ops.Diagonal(1 + torch.rand(1600, dtype=DOUBLE))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", solvers.FallbackWarning)
-            x, info = solvers.solve(grid(40, 40), torch.ones(1600, dtype=DOUBLE), return_info=True)
+            x, info = solvers.solve(grid(40, 40), b, return_info=True)
+            assert "SparseLU" in [c.name for c in solvers.explain(windy).candidates]
         assert info.converged
         assert x.shape == (1600,)
 
@@ -205,8 +211,59 @@ class TestTrials:
         assert info.converged
         assert "Dense" in info.solver
 
+    def test_a_transposed_solve_is_carried_on_too(self):
+        n = 300
+        A = ops.FunctionOperator(
+            lambda v, d: d * v,
+            torch.zeros(n, dtype=DOUBLE),
+            torch.linspace(1, 60, n, dtype=DOUBLE),
+            rmatvec=lambda v, d: d * v,
+        )
+        prepared = solvers.Auto(rtol=1e-8).prepare(A)
+        chain = (
+            Candidate(solvers.GMRES(rtol=1e-8), "open", iteration=1e-6, trial=10),
+            Candidate(solvers.DenseLU(rtol=1e-8), "known", setup=1.0),
+        )
+        prepared.plan = type(prepared.plan)("A", chain, solves=2)
+        prepared._prepared, prepared._failures, prepared._current = {}, {}, 0
+        for solve in (prepared.solve_transpose, prepared.solve):
+            info = solve(torch.ones(n, dtype=DOUBLE)).info
+            assert "GMRES" in info.solver
+            assert info.iterations > 10
+
+    def test_a_stale_preconditioner_is_renewed(self):
+        n = 3000
+
+        first = torch.logspace(0, 4, n, dtype=DOUBLE)
+        A, C = (
+            ops.Sparse.from_scipy(scipy.sparse.diags_array(d.numpy(), format="csr"), symmetric=True)
+            for d in (first, first.flip(0))
+        )
+        prepared = solvers.Auto(rtol=1e-8).prepare(A)
+        solver = solvers.CG(rtol=1e-8, preconditioner=solvers.Jacobi(), maxiter=30_000)
+        chain = (
+            Candidate(solver, "open", iteration=1e-7, trial=10),
+            Candidate(solvers.SparseLU(rtol=1e-8), "known", setup=1.0),
+        )
+        prepared.plan = type(prepared.plan)("A", chain, solves=2)
+        prepared._prepared, prepared._failures, prepared._current = {}, {}, 0
+        b = r(n)
+        quick = prepared.solve(b).info.iterations
+        updated = prepared.update(C)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", solvers.ConvergenceWarning)
+            updated.solve(b)
+        again = updated.solve(b).info
+        assert again.iterations <= 2 * quick
+        assert updated.update(A).plan is prepared.plan
+
 
 class TestMemory:
+    def test_where_nothing_fits_that_is_said(self):
+        for A in (spd(50), ops.BlockDiagonal(spd(40), spd(40))):
+            with pytest.raises(solvers.StructureError, match="is left out: it would take"):
+                solvers.Auto(memory=1.0).prepare(A)
+
     def test_what_does_not_fit_is_left_out_and_named(self):
         plan = solvers.explain(grid(60, 60), solvers.Auto(memory=5e5))
         assert not any("SparseCholesky" in c.name for c in plan.candidates)
@@ -262,3 +319,21 @@ def test_nothing_but_operators_and_matrices():
         solvers.explain([[1.0]])
     with pytest.raises(ValueError, match="NaN or infinite"):
         solvers.solve(torch.full((3, 3), float("nan")), torch.ones(3))
+
+
+def test_a_guess_is_taken():
+    """By an iteration; to a factorisation it does no harm."""
+    n = 2000
+    values = torch.linspace(1, 3, n, dtype=DOUBLE)
+    A = ops.FunctionOperator(
+        lambda v, d: d * v, torch.zeros(n, dtype=DOUBLE), values, positive_definite=True
+    )
+    b = r(n)
+    prepared = solvers.Auto(rtol=1e-6, memory=1e6).prepare(A)
+    near = b / values * (1 + 1e-4 * r(n))
+    info = prepared.solve(b, guess=near).info
+    assert "CG" in info.solver
+    assert info.iterations < prepared.solve(b).info.iterations
+    M = spd(20)
+    x = solvers.Auto().prepare(M).solve(b[:20], guess=r(20)).value
+    torch.testing.assert_close(M @ x, b[:20])
