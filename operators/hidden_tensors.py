@@ -43,7 +43,8 @@ def refuse_hidden_tensors(A: LinearOperator, closure: Closure) -> None:
         raise ValueError(
             f"a function in {A!r} closes over a tensor of shape {tuple(tensor.shape)} that "
             "is being differentiated or mapped; its derivative through the inverse would be a "
-            "silent zero: hand it over as an argument, e.g. Hessian(loss, y, x) with loss(y, x)"
+            "silent zero: hand it over as an argument, as Hessian(loss, y, x) with loss(y, x), or "
+            "solve under torch.no_grad() where no derivative is wanted"
         )
 
 
