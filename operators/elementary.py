@@ -69,6 +69,8 @@ class Diagonal(LinearOperator):
             )
         if values.dtype != space.dtype:
             raise TypeError(f"values has dtype {values.dtype}, but the space has {space.dtype}")
+        if not values.is_floating_point():
+            raise TypeError(f"Diagonal of dtype {values.dtype}; expected a floating dtype")
         claims = {
             "positive_definite": bool(positive_definite),
             "positive_semidefinite": positive_semidefinite,

@@ -204,7 +204,8 @@ class PreparedSolver(ABC):
     def update(self, A: Any) -> PreparedSolver:
         """The solver prepared for another operator of the same kind.
 
-        What depends on the structure of A alone (the symbolic analysis, an ordering) is kept. An
+        What depends on the structure of A alone (the symbolic analysis, an ordering) is kept; the
+        colouring of a `operators.SparseJacobian` is, where the new one is made with ``plan=``. An
         iterative solver keeps its preconditioner too, stale as it then is, and makes it anew when a
         solve takes more than twice the iterations that it took when fresh.
 

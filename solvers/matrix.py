@@ -93,7 +93,11 @@ def numbers(A: LinearOperator, where: str) -> LinearOperator:
     ------
     ValueError
         The tensors are mapped over by ``torch.func.vmap``, where there is no one matrix to prepare.
+    TypeError
+        They are on the meta device.
     """
+    if A.device.type == "meta":
+        raise TypeError(f"{where}: {A!r} is on the meta device, which holds no numbers")
     leaves, treespec = pytree.tree_flatten(A)
     if not any(isinstance(leaf, Tensor) and tracked(leaf) for leaf in leaves):
         return A

@@ -185,6 +185,13 @@ def test_batches_of_nothing(A, b):
     assert info.converged
 
 
+def test_what_has_no_numbers_or_complex_ones():
+    with pytest.raises(TypeError, match="meta device"):
+        solvers.solve(torch.eye(3, device="meta"), torch.ones(3, device="meta"))
+    with pytest.raises(TypeError, match="complex64; expected a floating dtype"):
+        ops.Diagonal(torch.ones(3, dtype=torch.complex64))
+
+
 def test_a_sparse_batch_is_refused():
     with pytest.raises(TypeError, match="layout"):
         solvers.solve(torch.eye(3).expand(2, 3, 3).to_sparse(), torch.zeros(2, 3))
