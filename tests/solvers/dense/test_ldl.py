@@ -144,9 +144,11 @@ def test_singular(diagonal, entry):
 
 
 def test_where_torch_has_no_such_factorisation():
+    # A device that is always there, in place of those that torch has no LDL^T on; `prepare` itself
+    # refuses it, as it holds no numbers.
     A = ops.Dense(torch.eye(2, device="meta"), symmetric=True)
     with pytest.raises(TypeError, match=r"on meta, where torch has no LDL\^T; expected the CPU"):
-        DenseLDL().prepare(A)
+        DenseLDL()._prepare(A)
     narrow = ops.Dense(torch.eye(2, dtype=torch.bfloat16), symmetric=True)
     with pytest.raises(TypeError, match=r"bfloat16, which torch does not factorise; expected fl"):
         DenseLDL().prepare(narrow)
