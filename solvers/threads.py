@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -37,7 +38,15 @@ def one_blas_thread() -> Iterator[None]:
         _ONE.release()
 
 
+# Modules that bring a BLAS of their own.
+_BRINGERS = ("numpy", "scipy.linalg", "scipy.sparse.linalg", "sksparse.cholmod", "sparseqr")
+
+
 @functools.cache
-def _controller() -> ThreadpoolController:
-    """Made late: it knows the libraries that are loaded by then."""
+def _controller_of(loaded: tuple[bool, ...]) -> ThreadpoolController:
+    """It knows the libraries that are loaded when it is made: another one when there are more."""
     return ThreadpoolController()
+
+
+def _controller() -> ThreadpoolController:
+    return _controller_of(tuple(name in sys.modules for name in _BRINGERS))
