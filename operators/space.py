@@ -114,6 +114,10 @@ class Space:
             and tuple(leaf.shape for leaf in leaves) == self.shapes
         )
 
+    def nests(self, tree: Tree) -> bool:
+        """Whether `tree` is to be taken as nested, and not as a plain vector or block."""
+        return not isinstance(tree, Tensor) or (not self.is_flat and self.holds(tree))
+
     def check(self, tree: Tree, name: object = "tree") -> None:
         """Raise unless `tree` is in this space; `name` is what to call it.
 

@@ -106,7 +106,7 @@ def solve(A: Any, b: Any, solver: LinearSolver = Auto(), *, return_info: bool = 
 
 def _solved(A: LinearOperator, b: Any, solver: LinearSolver, log: list[Info]) -> Any:
     space = A.codomain
-    nested = not isinstance(b, Tensor) or (not space.is_flat and space.holds(b))
+    nested = space.nests(b)
     scalar = isinstance(b, Tensor) and b.ndim == 0 and not nested and A.shape == (1, 1)
     flat = space.ravel(b, "b") if nested else b.reshape(1) if scalar else b
     _check(flat, A)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -93,6 +92,20 @@ class PreconditionedSolver(IterativeSolver):
         return False
 
 
+class Patience(Protocol):
+    """How long an iteration may go on, other than its settings say."""
+
+    @property
+    def first(self) -> int:
+        """Iterations before the first look."""
+
+    def more(self, iterations: int, distance: float) -> int:
+        """Iterations to make beyond those made.
+
+        They left the worst residual at `distance`, a multiple of its target.
+        """
+
+
 class PreparedIteration(PreparedSolver):
     """An iterative solver bound to its operator and its preconditioner.
 
@@ -102,9 +115,8 @@ class PreparedIteration(PreparedSolver):
     """
 
     solver: PreconditionedSolver
-    # Asked where the limit is reached, with the iterations made and the largest residual as a
-    # multiple of its target: how many more to make. So `Auto` judges a trial without a restart.
-    prolong: Callable[[int, float], int] | None = None
+    # While `Auto` tries it out, what says how far to go.
+    trial: Patience | None = None
 
     def __init__(
         self,
@@ -117,7 +129,7 @@ class PreparedIteration(PreparedSolver):
         # Whether the preconditioner was made for another operator, whether it is to be made anew,
         # and the iterations for one digit of the residual that it took when it was not.
         self.stale = self._due = False
-        self.pace: float | None = None
+        self._pace: float | None = None
 
     def _made(self) -> LinearOperator | None:
         """The preconditioner for the operator at hand."""
@@ -147,9 +159,18 @@ class PreparedIteration(PreparedSolver):
     @cached_property
     def _transposed(self) -> PreparedSolver:
         P = None if self.preconditioner is None else self.preconditioner.T
-        twin = type(self)(self.solver, self.A.T, P)
-        twin.prolong = self.prolong
-        return twin
+        return type(self)(self.solver, self.A.T, P)
+
+    def _solve_transpose(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
+        if not self.A.symmetric:
+            twin = self._transposed
+            assert isinstance(twin, PreparedIteration)
+            twin.trial = self.trial
+        return super()._solve_transpose(block, targets)
+
+    def _begun(self, n: int) -> Progress:
+        """Nothing done yet, and the iterations allowed for a system of size n."""
+        return Progress(limit=self.solver.limit(n) if self.trial is None else self.trial.first)
 
     def _update(self, A: LinearOperator) -> PreparedSolver:
         # What was given as an operator or as a function stays as it is, and cannot be made anew.
@@ -157,12 +178,12 @@ class PreparedIteration(PreparedSolver):
         if not made:
             return super()._update(A)
         updated = type(self)(self.solver, A, self.preconditioner)
-        updated.stale, updated._due, updated.pace = True, self._due, self.pace
+        updated.stale, updated._due, updated._pace = True, self._due, self._pace
         return updated
 
     def _renew(self) -> None:
         self._adopt(self._made())
-        self.stale, self._due, self.pace = False, False, None
+        self.stale, self._due, self._pace = False, False, None
         self.__dict__.pop("_transposed", None)
 
     def _answer(
@@ -183,10 +204,10 @@ class PreparedIteration(PreparedSolver):
         pace = _pace(progress.iterations, targets if met else left, targets)
         if not self.stale:
             if progress.iterations and math.isfinite(pace):
-                self.pace = max(self.pace or 0.0, pace)
+                self._pace = max(self._pace or 0.0, pace)
             return x, progress
         if met or self.solver.truncated:
-            fresh = math.inf if self.pace is None else self.pace
+            fresh = math.inf if self._pace is None else self._pace
             self._due = progress.iterations > FEW and pace > 2 * fresh
             return x, progress
         self._renew()
@@ -197,8 +218,8 @@ class PreparedIteration(PreparedSolver):
 
     def _spent(self, progress: Progress, distance: float) -> bool:
         """Whether the iterations are used up, which is the status then."""
-        if self.prolong is not None:
-            progress.limit += self.prolong(progress.iterations, distance)
+        if self.trial is not None:
+            progress.limit += self.trial.more(progress.iterations, distance)
         if progress.iterations < progress.limit:
             return False
         progress.status = "maxiter"

@@ -18,6 +18,7 @@ from operators import LinearOperator, Space, Stacked
 from operators.closures import hidden
 from operators.solve_rule import Given, apply_inverse
 from operators.tracing import differentiating, full_precision, tracked
+from solvers.columns import divisors, largest, lengths, units
 from solvers.least_squares_rule import apply_least_squares
 from solvers.matrix import as_operator, numbers, values
 from solvers.members import Members
@@ -137,6 +138,18 @@ class Progress:
     detail: str = ""
     residual: Tensor | None = None  # b - A x, where the solver has just measured it
     refreshed: bool = False
+
+    def stopped(self, status: str, detail: str = "") -> None:
+        """Note why a column stopped; of several columns the first counts."""
+        if self.status == "converged" and status != "converged":
+            self.status, self.detail = status, detail
+
+    def include(self, other: Progress) -> None:
+        """Take in what other columns took; they iterated side by side."""
+        self.iterations = max(self.iterations, other.iterations)
+        self.products += other.products
+        self.refreshed |= other.refreshed
+        self.stopped(other.status, other.detail)
 
 
 class PreparedSolver(ABC):
@@ -312,7 +325,7 @@ class PreparedSolver(ABC):
 
     def _differentiable(self, b: Any, guess: Any, transpose: bool) -> Solution:
         space = self.given.domain if transpose else self.given.codomain
-        nested = not isinstance(b, Tensor) or (not space.is_flat and space.holds(b))
+        nested = space.nests(b)
         log: list[Info] = []
         least_squares = self.solver.minimises(self.A)
         rule = apply_least_squares if least_squares else apply_inverse
@@ -333,7 +346,7 @@ class PreparedSolver(ABC):
         operator = self.A.T if transpose else self.A
         whole = operator.stack if isinstance(operator, Members) else operator
         space = whole.codomain
-        nested = not isinstance(b, Tensor) or (not space.is_flat and space.holds(b))
+        nested = space.nests(b)
         flat = space.ravel(b, "b") if nested else b
         _check_vectors("b", flat, whole.codomain)
         block = flat[:, None] if flat.ndim == 1 else flat
@@ -341,14 +354,7 @@ class PreparedSolver(ABC):
         if isinstance(operator, Members):
             block = operator.block(operator.stack.scattered(block, transpose=True))
 
-        # Scaling by the largest entry first keeps the norm of a tiny column from underflowing.
-        largest = _largest(block)
-        nonzero = largest > 0
-        scale = torch.where(nonzero, largest, 1.0)
-        unit = block / scale
-        norm = torch.where(nonzero, torch.linalg.vector_norm(unit, dim=0), 1.0)
-        unit /= norm
-
+        unit, scale, norm = units(block)
         # |b - A x| <= max(rtol |b|, atol), in units of the scaled column.
         rtol = self.solver.tolerance(unit.dtype)
         targets = torch.full_like(norm, rtol)
@@ -369,7 +375,7 @@ class PreparedSolver(ABC):
             normal = self._normal_residual(operator, progress)
         value = (x * norm).mul_(scale)
         # The unit column was solved, but a solution beyond the range of the dtype is none.
-        residuals = torch.where(torch.isfinite(_largest(value)), residuals, torch.inf)
+        residuals = torch.where(torch.isfinite(largest(value)), residuals, torch.inf)
         if isinstance(operator, Members):
             value = operator.stack.gathered(operator.batch(value), transpose=True)
         value = value[:, 0] if flat.ndim == 1 else value
@@ -384,7 +390,7 @@ class PreparedSolver(ABC):
         norms = self._norms
         norms = norms.repeat_interleave(residual.shape[1] // len(norms), dim=0)
         # Of a unit residual: neither a tiny one nor a tiny A may pass for a gradient of zero.
-        gradient = _lengths(operator.T._matmat(residual / _divisors(_lengths(residual))))
+        gradient = lengths(operator.T._matmat(residual / divisors(lengths(residual))))
         return torch.where(gradient == 0, 0.0, gradient / norms)
 
     @cached_property
@@ -400,9 +406,9 @@ class PreparedSolver(ABC):
         if not v.numel():
             return v.new_zeros(count)
         for _ in range(9):
-            v = A._matmat(v / _divisors(_largest(v)))
-            v = T._matmat(v / _divisors(_largest(v)))
-        return _lengths(A._matmat(v / _divisors(_lengths(v))))
+            v = A._matmat(v / divisors(largest(v)))
+            v = T._matmat(v / divisors(largest(v)))
+        return lengths(A._matmat(v / divisors(lengths(v))))
 
     def _judge(
         self,
@@ -463,9 +469,13 @@ class OneByOne(PreparedSolver):
         self.members = prepared or [solver._prepare(A.member(i)) for i in range(len(A))]
         nonzeros = [one.factor_nonzeros for one in self.members if one.factor_nonzeros is not None]
         self.factor_nonzeros = sum(nonzeros) if nonzeros else None
-        ranks = [one.rank for one in self.members if one.rank is not None]
-        self.rank = min(ranks) if ranks else None
         self.backend = self.members[0].backend
+
+    @property
+    def rank(self) -> int | None:  # type: ignore[override]
+        """The least that a member has found."""
+        ranks = [one.rank for one in self.members if one.rank is not None]
+        return min(ranks) if ranks else None
 
     def _solve(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
         return self._each(block, targets, transpose=False)
@@ -482,11 +492,7 @@ class OneByOne(PreparedSolver):
             x, progress = one._answer(columns, target, transpose=transpose)
             parts.append(x)
             residuals.append(progress.residual)
-            total.iterations = max(total.iterations, progress.iterations)
-            total.products += progress.products
-            total.refreshed |= progress.refreshed
-            if progress.status != "converged" and total.status == "converged":
-                total.status, total.detail = progress.status, progress.detail
+            total.include(progress)
         measured = [residual for residual in residuals if residual is not None]
         if len(measured) == len(members):
             total.residual = members.block(torch.stack(measured))
@@ -568,7 +574,7 @@ def _columns(name: str, value: Any, A: LinearOperator, count: int) -> Tensor:
     """A vector, a block or a nested structure of the domain of A as so many columns."""
     whole = A.stack if isinstance(A, Members) else A
     space = whole.domain
-    nested = not isinstance(value, Tensor) or (not space.is_flat and space.holds(value))
+    nested = space.nests(value)
     flat = space.ravel(value, name) if nested else value
     _check_vectors(name, flat, space)
     block = flat[:, None] if flat.ndim == 1 else flat
@@ -576,20 +582,6 @@ def _columns(name: str, value: Any, A: LinearOperator, count: int) -> Tensor:
         raise ValueError(f"{name} has {block.shape[1]} columns for {count} of b")
     block = block.expand(-1, count)
     return A.block(A.stack.scattered(block)) if isinstance(A, Members) else block
-
-
-def _lengths(block: Tensor) -> Tensor:
-    """Norms of the columns, also where squares of their entries leave the range of the dtype."""
-    largest = _largest(block)
-    return largest * torch.linalg.vector_norm(block / _divisors(largest), dim=0)
-
-
-def _largest(block: Tensor) -> Tensor:
-    return block.abs().amax(dim=0) if block.shape[0] else block.new_zeros(block.shape[1:])
-
-
-def _divisors(sizes: Tensor) -> Tensor:
-    return torch.where(sizes > 0, sizes, 1.0)
 
 
 def _check_vectors(name: str, value: Tensor, space: Space) -> None:
@@ -603,6 +595,6 @@ def _check_vectors(name: str, value: Tensor, space: Space) -> None:
         raise TypeError(
             f"{name} is {value.dtype} on {value.device}; expected {space.dtype} on {space.device}"
         )
-    if not bool(torch.isfinite(_largest(value)).all()):
+    if not bool(torch.isfinite(largest(value)).all()):
         count = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name} holds {count} NaN or infinite entries; expected finite numbers")

@@ -13,6 +13,7 @@ from torch import Tensor
 from operators import LinearOperator
 from operators.space import Tree
 from operators.structure import Structure
+from solvers.columns import units
 from solvers.linear_solver import LinearSolver, PreparedSolver
 from solvers.matrix import as_operator, numbers
 from solvers.solution import StructureError
@@ -132,9 +133,8 @@ class SolveOperator(LinearOperator):
         # Solvers want columns of unit norm.
         solve = self.prepared._solve_transpose if self.transpose else self.prepared._solve
         targets = block.new_full((block.shape[1],), self.prepared.solver.tolerance(block.dtype))
-        size = torch.linalg.vector_norm(block, dim=0)
-        size = torch.where(size > 0, size, 1.0)
-        return solve(block / size, targets)[0] * size
+        unit, scale, norm = units(block)
+        return solve(unit, targets)[0] * norm * scale
 
     def _transpose(self) -> LinearOperator:
         return SolveOperator(self.prepared, transpose=not self.transpose)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,10 +154,14 @@ class PreparedAuto(PreparedSolver):
         best: tuple[float, int, Tensor, Progress] | None = None
         products = 0
         for index in range(self._current, len(self.plan.candidates)):
-            member = self._tried(index, targets)
-            if member is None:
+            member, trial = self._member(index), self._trial(index, targets)
+            if member is None or (trial is not None and not trial.iterations):
                 continue
-            x, progress = member._answer(block, targets, transpose=transpose)
+            with contextlib.ExitStack() as stack:
+                if trial is not None:
+                    assert isinstance(member, PreparedIteration)
+                    stack.enter_context(trial.of(member))
+                x, progress = member._answer(block, targets, transpose=transpose)
             if progress.residual is None:
                 progress.residual = block - operator._matmat(x)
                 progress.products += block.shape[1]
@@ -167,7 +172,6 @@ class PreparedAuto(PreparedSolver):
             if distance <= 1:
                 # What failed once is not tried again.
                 self._current = index
-                self._learn(index, member)
                 break
             name = self.plan.candidates[index].name
             status = "inaccurate" if progress.status == "converged" else progress.status
@@ -192,22 +196,15 @@ class PreparedAuto(PreparedSolver):
         worst = float(share.max())
         return worst if worst == worst else float("inf")
 
-    def _tried(self, index: int, targets: Tensor) -> PreparedSolver | None:
-        """A member of the chain, on trial where it is to be; None where it cannot be prepared."""
-        member, candidate = self._member(index), self.plan.candidates[index]
-        if candidate.trial is None or not isinstance(member, PreparedIteration) or member.stale:
-            return member
-        columns = len(targets)
+    def _trial(self, index: int, targets: Tensor) -> Trial | None:
+        """How a member is tried for these columns; None where it is not on trial."""
+        candidate, columns = self.plan.candidates[index], max(len(targets), 1)
+        if candidate.trial is None:
+            return None
+        following = self.plan.candidates[index + 1]
         solves = max(self.plan.solves - self._served, columns)
-        start = float((1 / targets).max()) if columns else 1.0
-        trial = Trial(candidate, self.plan.candidates[index + 1], solves, max(columns, 1), start)
-        return trial.of(member) if trial.iterations else None
-
-    def _learn(self, index: int, tried: PreparedSolver) -> None:
-        """What a trial tells of a preconditioner: how quick it is when it is new."""
-        kept = self._prepared[index]
-        if isinstance(tried, PreparedIteration) and isinstance(kept, PreparedIteration):
-            kept.pace = tried.pace
+        start = float((1 / targets).max()) if len(targets) else 1.0
+        return Trial(candidate, following, solves, columns, start)
 
     def _judge(self, *args: Any) -> Info:
         info = super()._judge(*args)

@@ -226,7 +226,7 @@ def _sparse(A: ops.Sparse, request: Request) -> Iterator[Candidate]:
             SparseCholesky(**t),
             f"symmetric with a positive diagonal; analysed: {fill:,} nonzeros in L "
             f"({fill / max(n, 1):.1f} a row), {flops:.2g} flop ({by})",
-            setup=costs.FACTOR_ENTRY * fill + costs.FACTOR_FLOP * flops,
+            setup=max(costs.FACTOR_ENTRY * fill, costs.CHOLESKY * flops),
             solve=costs.FACTOR_SOLVE * fill,
             memory=16.0 * fill,
         )
@@ -270,7 +270,10 @@ def _analysis(A: ops.Sparse) -> Analysis | None:
 
 
 def _guessed(A: ops.Sparse) -> Analysis:
-    """Fill where nobody analyses: that of nested dissection on a grid in the plane."""
+    """Fill where nobody analyses: ``1.6 n log2 n``, as CHOLMOD finds it on grids in the plane.
+
+    There it is 20.6, 32.9 and 41.7 entries a row for 1e4, 1e5 and 4.9e5 unknowns.
+    """
     n = max(A.shape[0], 2)
     fill = int(A.nnz / 5 * 1.6 * math.log2(n)) + n
     return Analysis(fill, 3.0 * fill**2 / n, 0.0)

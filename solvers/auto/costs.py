@@ -1,8 +1,9 @@
 """What solvers cost on a common machine: the constants behind `Auto`'s predictions.
 
-All are seconds per unit of work, measured by ``python -m validation.bench costs`` on two cores of a
-server (67 Gflop/s and 20 GB/s each at best). Only their ratios matter to the choice: on another
-machine they shift together.
+Those in seconds, per unit of work, were measured by ``python -m validation.bench costs`` on two
+cores of a server (67 Gflop/s and 20 GB/s each at best). Only their ratios matter to the choice: on
+another machine they shift together. `AMG_ITERATIONS`, `TRIAL` and `HOPELESS` are counts and shares,
+chosen by ``python -m validation.bench auto``.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ EIGEN = 2.4e-10
 MEMORY = 4.5e-9
 # Seconds per entry of one product with a dense matrix in memory.
 DENSE_PRODUCT = 4.5e-10
-# Seconds per nonzero: of one product with a sparse matrix; of entries of L,
-# to compute and to solve with; of a flop in supernodes.
+# Seconds per nonzero: of one product with a sparse matrix; of entries of L, to compute (where its
+# flops, in supernodes at the rate of a dense factorisation, do not take longer) and to solve with.
 SPARSE_PRODUCT = 8e-10
 FACTOR_ENTRY = 7.5e-8
-FACTOR_FLOP = 1.2e-11
 FACTOR_SOLVE = 7e-9
 # Seconds to set up a hierarchy of Ruge and Stuben, whatever its size; and, per nonzero of A, for
 # that, and of an iteration with one cycle.

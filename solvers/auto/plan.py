@@ -133,6 +133,18 @@ class Plan:
         return "\n".join(lines)
 
 
+def trial_length(candidate: Candidate, following: Candidate, solves: int, columns: int) -> int:
+    """Iterations by which an open-ended candidate may be tried for so many columns at once.
+
+    They take, with its set-up, `costs.TRIAL` of what follows costs for all the solves. Zero where
+    they would be too few to tell anything.
+    """
+    assert candidate.iteration is not None
+    allowed = costs.TRIAL * following.seconds(solves) - candidate.setup
+    length = int(allowed / (columns * candidate.iteration))
+    return length if length >= SHORTEST_TRIAL else 0
+
+
 def ordered(operator: str, found: list[Candidate], request: Request) -> Plan:
     """The plan of what was found: what fits into memory, the cheapest first, resorts last.
 
@@ -156,10 +168,8 @@ def ordered(operator: str, found: list[Candidate], request: Request) -> Plan:
         if not known:
             first.append(candidate)
             continue
-        assert candidate.iteration is not None
-        budget = costs.TRIAL * known[0].seconds(request.solves) - candidate.setup
-        trial = int(budget / candidate.iteration)
-        if trial >= SHORTEST_TRIAL:
+        trial = trial_length(candidate, known[0], request.solves, 1)
+        if trial:
             first.append(replace(candidate, trial=trial))
         else:
             later.append(candidate)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from solvers.auto import costs
-from solvers.auto.plan import SHORTEST_TRIAL, Candidate
+from solvers.auto.plan import SHORTEST_TRIAL, Candidate, trial_length
 from solvers.iterative import PreparedIteration
 
 
@@ -42,17 +44,21 @@ class Trial:
     @property
     def iterations(self) -> int:
         """Of the trial; 0 where they would be too few to tell anything."""
-        allowed = int(costs.TRIAL * self._budget / (self.columns * self._each))
-        return allowed if allowed >= SHORTEST_TRIAL else 0
+        return trial_length(self.candidate, self.following, self.solves, self.columns)
 
-    def of(self, member: PreparedIteration) -> PreparedIteration:
-        """The same iteration, on trial."""
-        # The first look is early: some are hopeless.
-        first = min(self.iterations, max(SHORTEST_TRIAL, self.iterations // 3))
-        settings = replace(member.solver, maxiter=first)
-        tried = type(member)(settings, member.A, member.preconditioner)
-        tried.prolong = self.more
-        return tried
+    @property
+    def first(self) -> int:
+        """Iterations before the first look, which is early: some are hopeless."""
+        return min(self.iterations, max(SHORTEST_TRIAL, self.iterations // 3))
+
+    @contextmanager
+    def of(self, member: PreparedIteration) -> Iterator[None]:
+        """A context in which the iteration is on trial."""
+        member.trial = self
+        try:
+            yield
+        finally:
+            member.trial = None
 
     def more(self, iterations: int, distance: float) -> int:
         """Iterations to make beyond those made, which left the worst residual at a distance."""

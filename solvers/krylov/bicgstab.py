@@ -10,7 +10,7 @@ from torch import Tensor
 
 from operators import LinearOperator
 from solvers.iterative import PreconditionedSolver
-from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, norm, norms, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, norm, norms
 from solvers.linear_solver import PreparedSolver, Progress
 from solvers.members import Members
 
@@ -89,7 +89,7 @@ class _PreparedBiCGStab(RestartedIteration):
             tiny = eps * shadow_size * norms(v)
             bad = active & ~torch.isfinite(tiny)
             if bool(bad.any()):
-                report(progress, *BROKEN)
+                progress.stopped(*BROKEN)
                 active, sound = active & ~bad, sound & ~bad
                 y, v = torch.where(bad, 0.0, y), torch.where(bad, 0.0, v)
             broken = active & ~(along.abs() > tiny)
@@ -117,7 +117,7 @@ class _PreparedBiCGStab(RestartedIteration):
             if bool(broken.any()):
                 lost = broken & retried
                 if bool(lost.any()):
-                    report(progress, *VANISHED)
+                    progress.stopped(*VANISHED)
                     active, sound = active & ~lost, sound & ~lost
                 retried = retried | broken
                 # On from the residual, with another shadow.
@@ -143,7 +143,7 @@ class _PreparedBiCGStab(RestartedIteration):
             progress.products += 2
             along, tiny = float(torch.dot(shadow, v)), eps * shadow_size * norm(v)
             if not math.isfinite(tiny):
-                report(progress, *BROKEN)
+                progress.stopped(*BROKEN)
                 return False
             broken = not abs(along) > tiny
             if not broken:
@@ -169,7 +169,7 @@ class _PreparedBiCGStab(RestartedIteration):
                 torch.add(r, p, alpha=(rho / previous) * (alpha / omega), out=p)
             elif size > goal:
                 if retried:
-                    report(progress, *VANISHED)
+                    progress.stopped(*VANISHED)
                     return False
                 # On from the residual, with another shadow.
                 retried, shadow, p = True, _drawn(r[:, None])[:, 0], r.clone()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from operators import LinearOperator
 from solvers.iterative import PreconditionedSolver, varies
-from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, dots
 from solvers.linear_solver import PreparedSolver, Progress
 from solvers.members import Members
 from solvers.solution import StructureError
@@ -130,7 +130,7 @@ class _PreparedCG(RestartedIteration):
                 bad = active & ~(rz > 0)  # NaN lands here too
                 if bool(bad.any()):
                     finite = bool(torch.isfinite(rz[bad]).all())
-                    report(progress, *(BAD_PRECONDITIONER if finite else BROKEN))
+                    progress.stopped(*(BAD_PRECONDITIONER if finite else BROKEN))
                     active, sound = active & ~bad, sound & ~bad
             beta = -dots(Ap, z) / curvature if self._flexible else rz / previous
             p.mul_(beta).add_(z)
@@ -143,8 +143,8 @@ class _PreparedCG(RestartedIteration):
             bad = active & ~((curvature > 0) & (curvature < torch.inf) & (rr < ceiling))
             if bool(bad.any()):
                 first = int(bad.nonzero()[0])
-                report(
-                    progress, *_reason(float(curvature[first]), bool(rr[first] < ceiling[first]))
+                progress.stopped(
+                    *_reason(float(curvature[first]), bool(rr[first] < ceiling[first]))
                 )
                 active, sound = active & ~bad, sound & ~bad
             step = torch.where(active, rz / curvature, 0.0)
@@ -170,7 +170,7 @@ class _PreparedCG(RestartedIteration):
             z = r if P is None else P._matvec(r)
             previous, rz = rz, rr if P is None else float(torch.dot(r, z))
             if not rz > 0:
-                report(progress, *(BAD_PRECONDITIONER if math.isfinite(rz) else BROKEN))
+                progress.stopped(*(BAD_PRECONDITIONER if math.isfinite(rz) else BROKEN))
                 return False
             beta = rz / previous
             if self._flexible:
@@ -181,7 +181,7 @@ class _PreparedCG(RestartedIteration):
             progress.products += 1
             curvature = float(torch.dot(p, Ap))
             if not (0 < curvature < math.inf and rr < ceiling):
-                report(progress, *_reason(curvature, rr < ceiling))
+                progress.stopped(*_reason(curvature, rr < ceiling))
                 return False
             step = rz / curvature
             x.add_(p, alpha=step)

@@ -12,7 +12,7 @@ from torch import Tensor
 from operators import LinearOperator
 from operators.precision import in_single
 from solvers.iterative import PreconditionedSolver, varies
-from solvers.krylov.restarted import BROKEN, RestartedIteration, norm, norms, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, norm, norms
 from solvers.linear_solver import PreparedSolver, Progress
 from solvers.members import Members
 
@@ -126,7 +126,7 @@ class _PreparedGMRES(RestartedIteration):
             broken = active & ~((pivot > eps * before) & (before < torch.inf))
             if bool(broken.any()):
                 finite = bool(torch.isfinite(before[broken]).all())
-                report(progress, *(SINGULAR if finite else BROKEN))
+                progress.stopped(*(SINGULAR if finite else BROKEN))
                 active, sound = active & ~broken, sound & ~broken
             # A column that has stopped takes the rest of its basis with coefficients zero.
             pivot = torch.where(active, pivot, 1.0)
@@ -195,7 +195,7 @@ class _PreparedGMRES(RestartedIteration):
                 column[i], column[i + 1] = c * upper + s * lower, c * lower - s * upper
             pivot = math.hypot(column[j], below)
             if not (pivot > eps * before and before < math.inf):
-                report(progress, *(SINGULAR if math.isfinite(before) else BROKEN))
+                progress.stopped(*(SINGULAR if math.isfinite(before) else BROKEN))
                 active = torch.zeros_like(active)
                 break
             c, s = column[j] / pivot, below / pivot

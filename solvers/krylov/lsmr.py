@@ -13,7 +13,7 @@ from operators import Block, Identity, LinearOperator, Product
 from operators.solve_rule import Given
 from solvers.iterative import PreconditionedSolver, PreparedIteration, applied
 from solvers.krylov.products import vector_product
-from solvers.krylov.restarted import BROKEN, norm, norms, report
+from solvers.krylov.restarted import BROKEN, norm, norms
 from solvers.least_squares_rule import apply_least_squares
 from solvers.linear_solver import PreparedSolver, Progress, _Plain
 from solvers.members import Members
@@ -121,7 +121,7 @@ class _PreparedDamped(PreparedSolver):
         one = self._transposed if transpose and not self.A.symmetric else self
         assert isinstance(one, _PreparedDamped)
         A = self.given.T if transpose else self.given
-        nested = not isinstance(b, Tensor) or (not A.codomain.is_flat and A.codomain.holds(b))
+        nested = A.codomain.nests(b)
         flat = A.codomain.ravel(b, "b") if nested else b
         rows, undamped = self.solver.undamped(A)
         log: list[Info] = []
@@ -161,7 +161,7 @@ class _PreparedLSMR(PreparedIteration):
         after: LinearOperator | None = None,
     ) -> tuple[Tensor, Progress]:
         """``x = after y`` with ``B y = before b``, by sweeps that start from the true residual."""
-        progress, AT, BT = Progress(limit=self.solver.limit(min(B.shape))), A.T, B.T
+        progress, AT, BT = self._begun(min(B.shape)), A.T, B.T
         eps = torch.finfo(block.dtype).eps
         size_of_A = self._norms.repeat_interleave(block.shape[1] // len(self._norms))
         x, residual = block.new_zeros(A.shape[1], block.shape[1]), block
@@ -179,7 +179,7 @@ class _PreparedLSMR(PreparedIteration):
             left = block - applied(A, better)
             finite = torch.isfinite(norms(left))
             if not bool(finite.all()):
-                report(progress, *BROKEN)
+                progress.stopped(*BROKEN)
                 active = active & finite
                 better, left = torch.where(finite, better, x), torch.where(finite, left, residual)
             x, residual = better, left
@@ -193,8 +193,7 @@ class _PreparedLSMR(PreparedIteration):
                 break
             lost = active & ~((size < 0.5 * old_size) | (slope < 0.5 * old_slope))
             if bool(lost.any()):
-                report(
-                    progress,
+                progress.stopped(
                     "stagnated",
                     "rounding keeps |A^T r| from falling further: loosen rtol, or use QR",
                 )

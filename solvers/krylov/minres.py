@@ -10,7 +10,7 @@ from torch import Tensor
 
 from operators import LinearOperator
 from solvers.iterative import PreconditionedSolver
-from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, norm, norms, report
+from solvers.krylov.restarted import BROKEN, RestartedIteration, dots, norm, norms
 from solvers.linear_solver import PreparedSolver, Progress
 from solvers.members import Members
 from solvers.solution import StructureError
@@ -128,7 +128,7 @@ class _PreparedMINRES(RestartedIteration):
             pivot = torch.hypot(second, size)
             singular = active & ~(pivot > eps * largest)
             if bool(singular.any()):
-                report(progress, *SINGULAR)
+                progress.stopped(*SINGULAR)
                 active, sound = active & ~singular, sound & ~singular
             if not bool(active.any()):
                 break
@@ -152,7 +152,7 @@ class _PreparedMINRES(RestartedIteration):
         bad = active & ~((square >= 0) & (square < torch.inf))
         if bool(bad.any()):
             finite = bool(torch.isfinite(square[bad]).all())
-            report(progress, *(BAD_PRECONDITIONER if finite else BROKEN))
+            progress.stopped(*(BAD_PRECONDITIONER if finite else BROKEN))
         return square.clamp_min(0).sqrt(), active & ~bad, sound & ~bad
 
     def _sweep_one(self, x: Tensor, residual: Tensor, target: float, progress: Progress) -> bool:
@@ -187,7 +187,7 @@ class _PreparedMINRES(RestartedIteration):
             first, second = c * first + s * diagonal, c * diagonal - s * first
             pivot = math.hypot(second, size)
             if not pivot > eps * largest:
-                report(progress, *SINGULAR)
+                progress.stopped(*SINGULAR)
                 return False
             c_old, s_old, c, s = c, s, second / pivot, size / pivot
             w_new = torch.add(z, w_old, alpha=-above).add_(w, alpha=-first).div_(pivot)
@@ -209,5 +209,5 @@ def _root(v: Tensor, z: Tensor, progress: Progress) -> float | None:
     square = float(torch.dot(v, z))
     if 0 <= square < math.inf:
         return math.sqrt(square)
-    report(progress, *(BAD_PRECONDITIONER if math.isfinite(square) else BROKEN))
+    progress.stopped(*(BAD_PRECONDITIONER if math.isfinite(square) else BROKEN))
     return None

@@ -78,16 +78,13 @@ class RestartedIteration(PreparedIteration):
         parts = [self._swept(columns.contiguous(), goals) for columns, goals in pairs]
         total = Progress()
         for _, progress in parts:
-            total.iterations = max(total.iterations, progress.iterations)
-            total.products += progress.products
-            if progress.status != "converged":
-                report(total, progress.status, progress.detail)
+            total.include(progress)
         residuals = [progress.residual for _, progress in parts if progress.residual is not None]
         total.residual = torch.cat(residuals, 1)
         return torch.cat([x for x, _ in parts], 1), total
 
     def _swept(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Progress]:
-        progress = Progress(limit=self.solver.limit(len(block)))
+        progress = self._begun(len(block))
         x, residual = torch.zeros_like(block), block
         size = norms(block)
         active = size > targets
@@ -100,7 +97,7 @@ class RestartedIteration(PreparedIteration):
             worse = ~(found <= size * self._growth(block.dtype))  # NaN lands here too
             if bool(worse.any()):
                 if not bool(torch.isfinite(found).all()):
-                    report(progress, *BROKEN)
+                    progress.stopped(*BROKEN)
                 x, measured = torch.where(worse, start, x), torch.where(worse, residual, measured)
                 found = torch.where(worse, size, found)
             previous, size, residual = size, found, measured
@@ -109,7 +106,7 @@ class RestartedIteration(PreparedIteration):
                 break
             lost = active & ~(size < self.worthwhile * previous)
             if bool(lost.any()):
-                report(progress, "stagnated", self.stagnation)
+                progress.stopped("stagnated", self.stagnation)
                 active = active & ~lost
         progress.residual = residual
         return x, progress
@@ -126,12 +123,6 @@ def slab(block: Tensor) -> int:
         return k
     width = SLAB // (n * block.itemsize)
     return width if width >= NARROW else 1
-
-
-def report(progress: Progress, status: str, detail: str) -> None:
-    """Note why a column stopped; of several columns the first counts."""
-    if progress.status == "converged":
-        progress.status, progress.detail = status, detail
 
 
 def dots(U: Tensor, V: Tensor) -> Tensor:

@@ -109,10 +109,7 @@ class _PreparedBroyden(PreparedSolver):
         for b, target in zip(block.T.contiguous(), targets.tolist(), strict=True):
             x, progress = self._column(b, target)
             columns.append(x)
-            worst.iterations = max(worst.iterations, progress.iterations)
-            worst.products += progress.products
-            if worst.status == "converged":
-                worst.status, worst.detail = progress.status, progress.detail
+            worst.include(progress)
         return torch.stack(columns, 1) if columns else torch.zeros_like(block), worst
 
     def _column(self, b: Tensor, target: float) -> tuple[Tensor, Progress]:

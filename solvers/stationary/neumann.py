@@ -108,8 +108,7 @@ class _PreparedNeumann(PreparedSolver):
             if not bool(active.any()):
                 break
             if progress.iterations >= limit:
-                if progress.status == "converged":
-                    progress.status = "maxiter"
+                progress.stopped("maxiter")
                 break
             term = torch.where(active, term - alpha * applied(A, term), term)
             progress.iterations += 1

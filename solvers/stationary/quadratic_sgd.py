@@ -100,8 +100,7 @@ class _PreparedSGD(PreparedSampling):
         active = torch.linalg.vector_norm(block, dim=0) > (0.0 if sampled else targets)
         while bool(active.any()):
             if progress.iterations >= limit:
-                if progress.status == "converged":
-                    progress.status = "maxiter"
+                progress.stopped("maxiter")
                 break
             step = residual
             if self.solver.normal:

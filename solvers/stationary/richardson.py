@@ -187,8 +187,7 @@ class _PreparedRichardson(PreparedIteration):
         coefficients = self._coefficients(block)
         while bool(active.any()):
             if progress.iterations >= limit:
-                if progress.status == "converged":
-                    progress.status = "maxiter"
+                progress.stopped("maxiter")
                 break
             a, c = next(coefficients)
             step = torch.where(active, a * self._precondition(residual) + c * step, 0.0)

@@ -190,8 +190,7 @@ class _PreparedRelaxation(PreparedSolver):
         active = torch.linalg.vector_norm(block, dim=0) > targets
         while bool(active.any()):
             if progress.iterations >= limit:
-                if progress.status == "converged":
-                    progress.status = "maxiter"
+                progress.stopped("maxiter")
                 break
             for sweep in sweeps:
                 x = torch.where(active, x + sweep(residual), x)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
+from solvers.columns import units
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 
 # Corrections of a solution at most; each must halve the residual to count.
@@ -50,16 +51,10 @@ class Part:
         """
         if not block.numel():
             return block
-        # By the largest entry first, which keeps the norm of a tiny column from underflowing.
-        largest = block.abs().amax(dim=0)
-        scale = torch.where(largest > 0, largest, 1.0)
-        norm = torch.linalg.vector_norm(block / scale, dim=0)
-        norm = torch.where(largest > 0, norm, 1.0)
-        solve = self.prepared._solve_transpose if transpose else self.prepared._solve
-        x, part = solve(block / scale / norm, targets)
+        unit, scale, norm = units(block)
+        x, part = self.prepared._answer(unit, targets, transpose=transpose)
         progress.iterations += part.iterations
-        if part.status != "converged" and progress.status == "converged":
-            progress.status, progress.detail = part.status, f"{self.prepared.A!r}: {part.detail}"
+        progress.stopped(part.status, f"{self.prepared.A!r}: {part.detail or part.status}")
         return x * norm * scale
 
 

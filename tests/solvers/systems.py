@@ -278,3 +278,11 @@ def poisson(*sizes: int) -> scipy.sparse.csr_matrix:
         line = scipy.sparse.diags([-1.0, 2.0, -1.0], [-1, 0, 1], shape=(size, size))
         total = scipy.sparse.kronsum(line, total) if total.shape != (1, 1) else line
     return scipy.sparse.csr_matrix(total)
+
+
+def known_by_products(values: Tensor, **claims: bool) -> LinearOperator:
+    """``diag(values)``, which shows its products alone."""
+    own = {} if claims else {"rmatvec": lambda v, d: d * v}
+    return ops.FunctionOperator(
+        lambda v, d: d * v, torch.zeros_like(values), values, **own, **claims
+    )

@@ -14,8 +14,9 @@ import operators as ops
 import solvers
 from operators import LinearOperator
 from solvers.auto import costs
-from solvers.auto.plan import Candidate, Request, ordered
-from tests.solvers.systems import Numbers, gram, near_identity, poisson
+from solvers.auto.automatic import PreparedAuto
+from solvers.auto.plan import Candidate, Plan, Request, ordered
+from tests.solvers.systems import Numbers, gram, known_by_products, near_identity, poisson
 
 DOUBLE = torch.float64
 r = Numbers(0, DOUBLE)
@@ -213,19 +214,12 @@ class TestTrials:
 
     def test_a_transposed_solve_is_carried_on_too(self):
         n = 300
-        A = ops.FunctionOperator(
-            lambda v, d: d * v,
-            torch.zeros(n, dtype=DOUBLE),
-            torch.linspace(1, 60, n, dtype=DOUBLE),
-            rmatvec=lambda v, d: d * v,
-        )
-        prepared = solvers.Auto(rtol=1e-8).prepare(A)
+        A = known_by_products(torch.linspace(1, 60, n, dtype=DOUBLE))
         chain = (
             Candidate(solvers.GMRES(rtol=1e-8), "open", iteration=1e-6, trial=10),
             Candidate(solvers.DenseLU(rtol=1e-8), "known", setup=1.0),
         )
-        prepared.plan = type(prepared.plan)("A", chain, solves=2)
-        prepared._prepared, prepared._failures, prepared._current = {}, {}, 0
+        prepared = PreparedAuto(solvers.Auto(rtol=1e-8), A, Plan("A", chain, solves=2))
         for solve in (prepared.solve_transpose, prepared.solve):
             info = solve(torch.ones(n, dtype=DOUBLE)).info
             assert "GMRES" in info.solver
@@ -239,14 +233,12 @@ class TestTrials:
             ops.Sparse.from_scipy(scipy.sparse.diags_array(d.numpy(), format="csr"), symmetric=True)
             for d in (first, first.flip(0))
         )
-        prepared = solvers.Auto(rtol=1e-8).prepare(A)
         solver = solvers.CG(rtol=1e-8, preconditioner=solvers.Jacobi(), maxiter=30_000)
         chain = (
             Candidate(solver, "open", iteration=1e-7, trial=10),
             Candidate(solvers.SparseLU(rtol=1e-8), "known", setup=1.0),
         )
-        prepared.plan = type(prepared.plan)("A", chain, solves=2)
-        prepared._prepared, prepared._failures, prepared._current = {}, {}, 0
+        prepared = PreparedAuto(solvers.Auto(rtol=1e-8), A, Plan("A", chain, solves=2))
         b = r(n)
         quick = prepared.solve(b).info.iterations
         updated = prepared.update(C)
@@ -325,9 +317,7 @@ def test_a_guess_is_taken():
     """By an iteration; to a factorisation it does no harm."""
     n = 2000
     values = torch.linspace(1, 3, n, dtype=DOUBLE)
-    A = ops.FunctionOperator(
-        lambda v, d: d * v, torch.zeros(n, dtype=DOUBLE), values, positive_definite=True
-    )
+    A = known_by_products(values, positive_definite=True)
     b = r(n)
     prepared = solvers.Auto(rtol=1e-6, memory=1e6).prepare(A)
     near = b / values * (1 + 1e-4 * r(n))

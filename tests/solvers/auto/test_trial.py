@@ -10,8 +10,10 @@ import torch
 import operators as ops
 import solvers
 from solvers.auto import costs
-from solvers.auto.plan import SHORTEST_TRIAL, Candidate
+from solvers.auto.automatic import PreparedAuto
+from solvers.auto.plan import SHORTEST_TRIAL, Candidate, Plan
 from solvers.auto.trial import Trial
+from tests.solvers.systems import known_by_products
 
 DOUBLE = torch.float64
 
@@ -71,7 +73,9 @@ def test_it_is_one_iteration_and_not_restarted():
         whole = member.solve(b)
         candidate = Candidate(solver, "open", iteration=1e-6, trial=1)
         known = Candidate(solvers.DenseLU(), "known", setup=1e-4 * SHORTEST_TRIAL)
-        tried = Trial(candidate, known, 1, 1, start=1e8).of(member).solve(b)
+        with Trial(candidate, known, 1, 1, start=1e8).of(member):
+            tried = member.solve(b)
+        assert member.trial is None
         assert tried.info.iterations == whole.info.iterations > SHORTEST_TRIAL
         torch.testing.assert_close(tried.value, whole.value, rtol=0, atol=0)
 
@@ -82,7 +86,9 @@ def test_the_others_are_right_too(solver):
     b = torch.ones(60, dtype=DOUBLE)
     candidate = Candidate(solver, "open", iteration=1e-6, trial=1)
     known = Candidate(solvers.DenseLU(), "known", setup=1e-4 * SHORTEST_TRIAL)
-    x, info = Trial(candidate, known, 1, 1, start=1e8).of(solver.prepare(A)).solve(b)
+    member = solver.prepare(A)
+    with Trial(candidate, known, 1, 1, start=1e8).of(member):
+        x, info = member.solve(b)
     assert info.converged
     torch.testing.assert_close(x, b / A.values, rtol=1e-6, atol=0)
 
@@ -90,19 +96,12 @@ def test_the_others_are_right_too(solver):
 def test_a_block_that_a_trial_is_not_worth_goes_to_the_next():
     """What iterates for one column may be too dear for many; a factorisation is not."""
     n = 300
-    A = ops.FunctionOperator(
-        lambda v, d: d * v,
-        torch.zeros(n, dtype=DOUBLE),
-        torch.linspace(1, 2, n, dtype=DOUBLE),
-        positive_definite=True,
-    )
-    prepared = solvers.Auto(rtol=1e-8).prepare(A)
+    A = known_by_products(torch.linspace(1, 2, n, dtype=DOUBLE), positive_definite=True)
     candidates = (
         Candidate(solvers.CG(rtol=1e-8), "open", iteration=1e-3, trial=50),
         Candidate(solvers.DenseLU(rtol=1e-8), "known", setup=1.0),
     )
-    prepared.plan = type(prepared.plan)("A", candidates, solves=2)
-    prepared._prepared, prepared._failures, prepared._current = {}, {}, 0
+    prepared = PreparedAuto(solvers.Auto(rtol=1e-8), A, Plan("A", candidates, solves=2))
     assert "CG" in prepared.solve(torch.ones(n, dtype=DOUBLE)).info.solver
     info = prepared.solve(torch.ones(n, 200, dtype=DOUBLE)).info
     assert "DenseLU" in info.solver
