@@ -14,7 +14,7 @@ import operators as ops
 import solvers
 from solvers.auto import costs
 from solvers.sparse.analysis import analyse
-from validation.bench.forty import laplacian
+from validation.bench.forty import convection, laplacian
 from validation.bench.timing import Bench
 
 
@@ -48,6 +48,7 @@ def _dense(repeats: int) -> list[tuple[str, float]]:
     M = torch.randn(n, n, dtype=torch.float64)
     S, tall, v = M @ M.T / n + torch.eye(n), torch.randn(n, 200, dtype=torch.float64), M[0]
     small = S[:500, :500].contiguous()
+    long, w = torch.randn(6000, 300, dtype=torch.float64), v[:300]
     third, m = n**3 / 3, 200
     return [
         ("CHOLESKY", _seconds(lambda: torch.linalg.cholesky(S), repeats) / third),
@@ -58,39 +59,45 @@ def _dense(repeats: int) -> list[tuple[str, float]]:
          / (n * m**2)),
         ("EIGEN", _seconds(lambda: torch.linalg.eigh(small), repeats) / 500**3),
         ("MEMORY", _seconds(lambda: torch.zeros(3000, 3000, dtype=M.dtype), repeats) / 3000**2),
-        ("DENSE_PRODUCT", _seconds(lambda: M @ v, repeats) / n**2),
+        ("DENSE_PRODUCT", _seconds(lambda: long.T @ (long @ w), repeats) / (2 * long.numel())),
     ]  # fmt: skip
 
 
 def _sparse(repeats: int) -> list[tuple[str, float]]:
-    grid, cube = (
-        ops.Sparse.from_scipy(laplacian(*sizes), symmetric=True)
-        for sizes in ((316, 316), (42, 42, 42))
-    )
+    small, grid = (ops.Sparse.from_scipy(laplacian(n, n), symmetric=True) for n in (100, 316))
     v = torch.ones(grid.shape[0], dtype=torch.float64)
+    product = _seconds(lambda: grid @ v, repeats)
+    cholesky = solvers.SparseCholesky()
+    factor, fill = cholesky.prepare(grid), analyse(grid).factor_nonzeros
 
-    rows, seconds, per_entry = [], [], []
-    for A in (grid, cube):
-        solver = solvers.SparseCholesky()
-        prepared, found = solver.prepare(A), analyse(A)
-        b = torch.ones(A.shape[0], dtype=torch.float64)
-        rows.append([found.factor_nonzeros, found.flops])
-        seconds.append(_seconds(lambda s=solver, A=A: s.prepare(A), repeats))
-        per_entry.append(_seconds(lambda p=prepared, b=b: p.solve(b), repeats) / rows[-1][0])
-    # seconds = entry * nonzeros + flop * flops of both, as nearly as factors >= 0 can tell.
-    scaled = np.array(rows) / np.array(seconds)[:, None]
-    (entry, flop), _ = nnls(scaled, np.ones(2))
     multigrid = solvers.CG(preconditioner=solvers.AMG(kind="ruge-stuben"), rtol=1e-8)
     prepared = multigrid.prepare(grid)
-    info = prepared.solve(v).info
-    cycles = _seconds(lambda: prepared.solve(v), repeats) / info.iterations
-    few = solvers.CG(maxiter=50, stop_at_maxiter=True).prepare(ops.Diagonal(1 + v[:10].cumsum(0)))
+    cycle = _seconds(lambda: prepared.solve(v), repeats) / prepared.solve(v).info.iterations
+    setups = [_seconds(lambda A=A: multigrid.prepare(A), repeats) for A in (small, grid)]
+    each = (setups[1] - setups[0]) / (grid.nnz - small.nnz)
+
+    steps = 50
+    limited = solvers.CG(maxiter=steps, stop_at_maxiter=True, rtol=0.0)
+    few, many = (limited.prepare(A) for A in (ops.Diagonal(torch.rand(60).double() + 1), grid))
+    iteration = _seconds(lambda: few.solve(v[:60]), repeats) / steps
+    vectors = _seconds(lambda: many.solve(v), repeats) / steps - product - iteration
+
+    # seconds = entry * nonzeros + flop * flops of both, as nearly as factors >= 0 can tell.
+    rows = []
+    for n in (100, 250):
+        A, found = ops.Sparse(convection(n, 10.0)), analyse(laplacian(n, n))
+        seconds = _seconds(lambda A=A: solvers.SparseLU().prepare(A), repeats)
+        rows.append([2 * found.factor_nonzeros / seconds, 2 * found.flops / seconds])
+    (entry, flop), _ = nnls(np.array(rows), np.ones(2))
     return [
-        ("SPARSE_PRODUCT", _seconds(lambda: grid @ v, repeats) / grid.nnz),
-        ("FACTOR_ENTRY", entry),
-        ("FACTOR_FLOP", flop),
-        ("FACTOR_SOLVE", per_entry[0]),
-        ("AMG_SETUP", _seconds(lambda: multigrid.prepare(grid), repeats) / grid.nnz),
-        ("AMG_CYCLE", cycles / grid.nnz),
-        ("ITERATION", _seconds(lambda: few.solve(v[:10]), repeats) / 10),
+        ("SPARSE_PRODUCT", product / grid.nnz),
+        ("FACTOR_ENTRY", _seconds(lambda: cholesky.prepare(grid), repeats) / fill),
+        ("FACTOR_SOLVE", _seconds(lambda: factor.solve(v), repeats) / fill),
+        ("AMG_START", setups[0] - each * small.nnz),
+        ("AMG_SETUP", each),
+        ("AMG_CYCLE", cycle / grid.nnz),
+        ("SUPERLU_ENTRY", entry),
+        ("SUPERLU_FLOP", flop),
+        ("ITERATION", iteration),
+        ("VECTOR", vectors / (10 * len(v))),
     ]
