@@ -14,9 +14,9 @@ COLUMNS, ROWS = 64, 4
 def by_columns(point: Tree) -> Tree:
     """The same values; a tall matrix with few columns is laid out column by column.
 
-    Of ``A y`` autograd then forms the gradient in y as ``(U^T A)^T``, and by rows as ``A^T U``, which
-    takes 1.4 to 8 times as long for 3 to 32 columns (MKL on an AMD processor). It is for points at
-    which a function is linearised, and swept through again and again.
+    Of ``A y`` autograd then forms the gradient in y as ``(U^T A)^T``, and by rows as ``A^T U``,
+    which takes 1.4 to 8 times as long for 3 to 32 columns (MKL on an AMD processor). It is for
+    points at which a function is linearised, and swept through again and again.
 
     Examples
     --------

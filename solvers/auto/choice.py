@@ -236,7 +236,7 @@ def _sparse(A: ops.Sparse, request: Request) -> Iterator[Candidate]:
             yield Candidate(
                 CG(preconditioner=AMG(kind="ruge-stuben"), **t),
                 "symmetric, hardly a positive entry beside its diagonal: multigrid",
-                setup=costs.AMG_START + costs.AMG_SETUP * A.nnz,
+                setup=costs.AMG_SETUP * A.nnz,
                 solve=costs.AMG_ITERATIONS * costs.AMG_CYCLE * A.nnz,
                 memory=40.0 * A.nnz,
             )
