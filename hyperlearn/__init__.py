@@ -10,7 +10,7 @@ import sys
 import operators
 import solvers
 from hyperlearn.certificate import Certificate, Smoothness
-from hyperlearn.implicit import hypergradient
+from hyperlearn.hypergradients import hypergradient
 from hyperlearn.methods import (
     NHGD,
     FixedOuter,

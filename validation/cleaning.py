@@ -31,7 +31,7 @@ from hyperlearn.experiments.data_cleaning import (
     cleaning_problem,
     load_data,
 )
-from hyperlearn.implicit import implicit_hypergradient
+from hyperlearn.hypergradients import implicit_hypergradient
 
 # The corruption and the split of the grid are not among those that are reported.
 GRID_SEED = 100

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperlearn.certificate import Certificate, Estimate
-from hyperlearn.inner import Trajectory
+from hyperlearn.methods.trajectory import Trajectory
 from hyperlearn.methods.method import Estimator, Method
 from hyperlearn.oracles import Oracles
 from hyperlearn.problem import BilevelProblem

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hyperlearn.inner import Trajectory
+from hyperlearn.methods.trajectory import Trajectory
 from hyperlearn.methods.method import ImplicitEstimator, ImplicitMethod
 from hyperlearn.oracles import Oracles
 from hyperlearn.problem import BilevelProblem

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hyperlearn.batches import Minibatches
 from hyperlearn.certificate import Estimate
-from hyperlearn.implicit import implicit_hypergradient
-from hyperlearn.inner import (
+from hyperlearn.hypergradients import implicit_hypergradient
+from hyperlearn.methods.trajectory import (
     FlatProjection,
     InnerStep,
     Trajectory,

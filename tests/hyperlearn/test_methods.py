@@ -15,7 +15,7 @@ from torch import Tensor
 import hyperlearn as hl
 from hyperlearn.batches import Minibatches
 from hyperlearn.certificate import Estimate
-from hyperlearn.inner import Trajectory
+from hyperlearn.methods.trajectory import Trajectory
 from hyperlearn.oracles import Oracles
 from operators import EmpiricalFisher
 from solvers import CG, InverseRecursion, Neumann, ShermanMorrison, Woodbury

@@ -1,6 +1,6 @@
 """Each defect that was once found in a library of this kind, asked of every solver here.
 
-Hypergradients have theirs in tests/hyperlearn/test_implicit.py (inner stationarity, implicit
+Hypergradients have theirs in tests/hyperlearn/test_hypergradients.py (inner stationarity, implicit
 against unrolled against finite differences) and test_data_cleaning.py (corruption happens once).
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import hyperlearn as hl
 from hyperlearn.batches import Minibatches
 from hyperlearn.experiments.data_cleaning import DataCleaning, cleaning_problem, load_data
-from hyperlearn.inner import projected_sgd
+from hyperlearn.methods.trajectory import projected_sgd
 from validation.bench.timing import Bench
 
 
