@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch._C import _functorch
+from torch.utils import _pytree as pytree
 
 from operators.closures import Closure
 from operators.linear_operator import LinearOperator
+from operators.space import Tree
 from operators.tracing import memory, tracked
 
 
@@ -26,20 +28,15 @@ def refuse_hidden_tensors(A: LinearOperator, closure: Closure) -> None:
     ValueError
         There is one, and A has no tensor of its own in its place.
     """
-    given: set[int] | None = None
-    for tensor in closure.tensors:
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            continue
-        if _functorch.is_functorch_wrapped_tensor(tensor):
-            # What a transform that is over has left behind is a constant.
-            if _functorch.is_dead_tensor_wrapper(tensor):  # type: ignore[attr-defined]
-                continue
-        elif not tracked(tensor):
-            continue
-        else:
-            given = _given(A, closure) if given is None else given
-            if memory(tensor) in given:
-                continue
+
+    def given() -> set[int]:
+        # Those of a module that is called by its parameters share memory with what A has.
+        return {memory(tensor) for tensor in A.tensors if not _wrapped(tensor)} | _called_by(
+            A, closure
+        )
+
+    tensor = _first_hidden(closure, given)
+    if tensor is not None:
         raise ValueError(
             f"a function in {A!r} closes over a tensor of shape {tuple(tensor.shape)} that "
             "is being differentiated or mapped; its derivative through the inverse would be a "
@@ -48,16 +45,76 @@ def refuse_hidden_tensors(A: LinearOperator, closure: Closure) -> None:
         )
 
 
-def _given(A: LinearOperator, closure: Closure) -> set[int]:
-    """Memory of tensors that are reached, but for which A has its own.
+def refuse_closed_over(name: str, closure: Closure, x: Tree) -> None:
+    """Raise where a function of x reaches a tensor, being differentiated, that is no part of x.
 
-    Those of a module that is called by its parameters, where these share memory with what A has;
-    and where ``functional_call`` puts what A has under their names in their place.
+    A tensor that is handed over in x and closed over as well is refused too, unless it is a
+    parameter of a module: the function may use the one that gets no derivative.
+
+    Parameters
+    ----------
+    name
+        The function's, for the message.
+    closure
+        What it reaches.
+    x
+        What it is given.
+
+    Raises
+    ------
+    ValueError
+        There is one.
     """
-    wrapped = _functorch.is_functorch_wrapped_tensor
-    given = {memory(tensor) for tensor in A.tensors if not wrapped(tensor)}
+
+    def given() -> set[int]:
+        parts = {memory(p) for module in closure.modules for p in module.state_dict().values()}
+        own = {
+            memory(leaf)
+            for leaf in pytree.tree_leaves(x)
+            if isinstance(leaf, Tensor) and not _wrapped(leaf)
+        }
+        return own & parts | _called_by(x, closure)
+
+    tensor = _first_hidden(closure, given)
+    if tensor is not None:
+        raise ValueError(
+            f"{name} closes over a tensor of shape {tuple(tensor.shape)} that is being "
+            "differentiated or mapped; its derivative through the solution would be a silent zero: "
+            f"make it part of x and take it from there, as in {name}(y, x); where it is a constant, "
+            "close over tensor.detach() (of a module: module.requires_grad_(False)); or solve under "
+            "torch.no_grad()"
+        )
+
+
+def _first_hidden(closure: Closure, given: Callable[[], set[int]]) -> Tensor | None:
+    """The first tensor that is differentiated or mapped and whose memory is not among the given."""
+    known: set[int] | None = None
+    for tensor in closure.tensors:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        if _wrapped(tensor):
+            # What a transform that is over has left behind is a constant.
+            if _functorch.is_dead_tensor_wrapper(tensor):  # type: ignore[attr-defined]
+                continue
+        elif not tracked(tensor):
+            continue
+        else:
+            known = given() if known is None else known
+            if memory(tensor) in known:
+                continue
+        return tensor
+    return None
+
+
+def _wrapped(tensor: Tensor) -> bool:
+    return bool(_functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def _called_by(value: Any, closure: Closure) -> set[int]:
+    """Memory of a module's parameters where ``functional_call`` puts others in their place."""
+    given: set[int] = set()
     if "functional_call" in closure.names:
-        for names in _dictionaries(A):
+        for names in _dictionaries(value):
             fitting = [module for module in closure.modules if _fits(names, module)]
             # Of two modules that fit, one may be called as it is.
             if len(fitting) == 1:

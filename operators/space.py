@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-# A nested structure (dict, list, tuple, named tuple, ...) whose leaves are tensors.
+# A nested structure (dict, list, tuple, named tuple, dataclass, ...) whose leaves are tensors.
 Tree = Any
 
 
@@ -68,7 +68,7 @@ class Space:
                 "tensors: pass dict(module.named_parameters()) and call the module through "
                 "torch.func.functional_call"
             )
-        leaves, treespec = pytree.tree_flatten(tree)
+        leaves, treespec = flatten(tree)
         if not leaves:
             raise ValueError(f"{name} holds no tensor; expected at least one")
         for leaf in leaves:
@@ -164,6 +164,27 @@ class Space:
     def __str__(self) -> str:
         skeleton = pytree.tree_unflatten([tuple(shape) for shape in self.shapes], self.treespec)
         return f"{skeleton} of {str(self.dtype).removeprefix('torch.')} on {self.device}"
+
+
+def flatten(tree: Tree) -> tuple[list[Any], pytree.TreeSpec]:
+    """Leaves and structure of a tree; a dataclass that holds tensors is a node of it.
+
+    torch is told of a dataclass when the first one of its class is met.
+    """
+    leaves, treespec = pytree.tree_flatten(tree)
+    unknown = {type(leaf) for leaf in leaves if _is_node(leaf)}
+    if not unknown:
+        return leaves, treespec
+    for cls in unknown:
+        pytree.register_dataclass(cls)
+    return flatten(tree)
+
+
+def _is_node(leaf: Any) -> bool:
+    if not is_dataclass(leaf) or isinstance(leaf, type):
+        return False
+    held = [getattr(leaf, field.name) for field in fields(leaf)]
+    return any(isinstance(part, Tensor) or _is_node(part) for part in pytree.tree_leaves(held))
 
 
 def check_tensor(value: Any, name: str, shape: str) -> None:

@@ -1,0 +1,342 @@
+"""The implicit function theorem as a rule of differentiation: ``x -> y*(x)``, whoever solves.
+
+With ``F(y*(x), x) = 0`` and ``A = d_y F``,
+
+    dy = -A^-1 (d_x F dx)          (forward),
+    x_bar = -(d_x F)^T A^-T y_bar  (reverse).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from hyperlearn.conditions import Conditions
+from hyperlearn.inner.equation import DENSE, Axes, Equation, batched
+from hyperlearn.inner.method import InnerInfo
+from operators import Dense
+from operators.solve_rule import Factor, apply_inverse
+from operators.space import flatten
+from operators.tracing import differentiating, forward_over_forward, readable
+from solvers import (
+    GMRES,
+    Auto,
+    DenseLU,
+    Info,
+    LinearSolver,
+    NotConvergedError,
+    PreparedSolver,
+    SingularError,
+)
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The nested x taken apart: its tensors, and the rest, which no transform touches.
+
+    Called with tensors it puts x together again.
+    """
+
+    treespec: pytree.TreeSpec
+    rest: tuple[Any, ...]
+    moving: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, x: Tree) -> tuple[Outer, list[Tensor]]:
+        """The parts of x."""
+        leaves, treespec = flatten(x)
+        moving = tuple(isinstance(leaf, Tensor) for leaf in leaves)
+        rest = tuple(None if moves else leaf for leaf, moves in zip(leaves, moving, strict=True))
+        tensors = [leaf for leaf, moves in zip(leaves, moving, strict=True) if moves]
+        return cls(treespec, rest, moving), tensors
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Tree:
+        supply = iter(tensors)
+        leaves = [
+            next(supply) if moves else leaf
+            for moves, leaf in zip(self.moving, self.rest, strict=True)
+        ]
+        return pytree.tree_unflatten(leaves, self.treespec)
+
+
+# Solves for plain numbers: (equation, y0 of (B, n)) -> (y of (B, n), what it says, A at y or None,
+# a solver prepared near y or None).
+Solve = Callable[[Equation, Tensor], "Solved"]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What an inner solve hands over.
+
+    Parameters
+    ----------
+    y
+        ``(B, n)``.
+    info
+        What it says of itself.
+    matrix
+        A at y, ``(B, n, n)``, where the solve has formed it.
+    byproduct
+        A solver prepared for A at y, or near it, or for that of each member of a batch.
+    """
+
+    y: Tensor
+    info: InnerInfo
+    matrix: Tensor | None = None
+    byproduct: PreparedSolver | None = None
+
+
+class Problem:
+    """One inner problem, or nested batches of it, and how it is differentiated.
+
+    Parameters
+    ----------
+    conditions
+        ``F(y, x) = 0`` of a member.
+    solve
+        The inner solver.
+    outer
+        Puts x together.
+    linear_solver
+        Applies ``A^-1`` and ``A^-T``. None forms A up to 256 unknowns and takes `solvers.Auto`
+        beyond.
+    sizes, axes
+        Of the batches, as for `Equation`.
+    """
+
+    def __init__(
+        self,
+        conditions: Conditions,
+        solve: Solve,
+        outer: Outer,
+        linear_solver: LinearSolver | None,
+        sizes: tuple[int, ...] = (),
+        axes: tuple[Axes, ...] = (),
+        log: list[InnerInfo] | None = None,
+    ) -> None:
+        self.conditions, self.solve, self.outer = conditions, solve, outer
+        self.linear_solver, self.sizes, self.axes = linear_solver, sizes, axes
+        self.log: list[InnerInfo] = [] if log is None else log
+        self._solved: Solved | None = None
+        self._place: tuple[int, int] | None = None
+        self._factor: tuple[Tensor, ...] | None = None
+
+    def batched(self, count: int, axes: Axes) -> Problem:
+        """The same for a batch of x."""
+        return Problem(
+            self.conditions,
+            self.solve,
+            self.outer,
+            self.linear_solver,
+            (count, *self.sizes),
+            (axes, *self.axes),
+            self.log,
+        )
+
+    def equation(self, tensors: Sequence[Tensor]) -> Equation:
+        """As a method sees it."""
+        return Equation(
+            self.conditions, self.outer, tensors, self.sizes, self.axes, self.linear_solver
+        )
+
+    def run(self, y0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Solve for plain numbers; y0 and the result are ``(*sizes, n)``, and steps ``sizes``."""
+        with torch.no_grad():
+            block = y0.reshape(math.prod(self.sizes), y0.shape[-1])
+            solved = self.solve(self.equation(tensors), block.detach())
+        self.log.append(solved.info)
+        y = solved.y.reshape(*self.sizes, solved.y.shape[-1])
+        if not self.sizes:
+            self._solved, self._place = solved, (y.data_ptr(), y._version)
+        steps = solved.info.member_iterations
+        if steps is None:
+            steps = torch.zeros(len(block), dtype=torch.long, device=y.device)
+        return y, steps.reshape(self.sizes)
+
+    def residual(self, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """``F``, ``(*sizes, n)``."""
+        result: Tensor = batched(self.conditions.residual, self.outer, self.axes)(y, tuple(tensors))
+        return result
+
+    def invert(self, y: Tensor, tensors: Sequence[Tensor], b: Tensor, transpose: bool) -> Tensor:
+        """``A^-1 b`` or ``A^-T b`` at y, ``(*sizes, n)``."""
+        one = partial(self._invert, transpose=transpose)
+        result: Tensor = batched(one, self.outer, self.axes)(y, tuple(tensors), b)
+        return result
+
+    def _invert(self, y: Tensor, x: Tree, b: Tensor, *, transpose: bool) -> Tensor:
+        conditions, log = self.conditions, self.log[0].adjoint
+        n = conditions.space.size
+        if self.linear_solver is None and n <= DENSE and not conditions.given:
+            if not differentiating() and readable(y, b, *pytree.tree_leaves(x)):
+                return self._by_numbers(y, x, b, transpose)
+            A = Dense(conditions.dense(y, x))
+            return apply_inverse(A, b, Factor(DenseLU(), log), transpose=transpose)
+        A = conditions.operator(y, x)
+        near = None if self._solved is None else self._solved.byproduct
+        solver = self.linear_solver or Auto()
+        if near is not None and near.A.shape == A.shape:
+            # It was prepared at y or a step before: in its measure A is the identity, nearly.
+            refined = GMRES(
+                rtol=solver.tolerance(b.dtype), preconditioner=near, maxiter=20, strict=True
+            )
+            try:
+                return apply_inverse(A, b, Factor(refined, log), transpose=transpose)
+            except NotConvergedError:
+                pass  # too far: A is prepared as it is now
+        return apply_inverse(A, b, Factor(solver, log), transpose=transpose)
+
+    def _by_numbers(self, y: Tensor, x: Tree, b: Tensor, transpose: bool) -> Tensor:
+        """The same where A is small and nothing is differentiated: one factorisation, kept."""
+        solved = self._solved
+        here = solved is not None and self._place == (y.data_ptr(), y._version)
+        if self._factor is None or not here:
+            if here and solved is not None and solved.matrix is not None:
+                A = solved.matrix[0]
+            else:
+                A = self.conditions.dense(y, x)
+            wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
+            factor, pivots, failed = torch.linalg.lu_factor_ex(wide)
+            if int(failed):
+                raise SingularError(
+                    f"A = d_y F of a {self.conditions.noun} of {len(y)} unknowns is singular at "
+                    "the solution: y is no differentiable function of x there"
+                )
+            self._factor = (wide, factor, pivots)
+        A, factor, pivots = self._factor
+        right = b.to(A.dtype)
+        q = torch.linalg.lu_solve(factor, pivots, right[:, None], adjoint=transpose)[:, 0]
+        left_over = float(torch.linalg.vector_norm(right - (A.mT if transpose else A) @ q))
+        size = float(torch.linalg.vector_norm(right))
+        self._note(left_over / size if size else left_over, len(y), b.dtype)
+        return q.to(b.dtype)
+
+    def _note(self, residual: float, n: int, dtype: torch.dtype) -> None:
+        """Note the measured residual of a solve by numbers; say so where it is too large."""
+        asked = float(torch.finfo(dtype).eps) ** 0.5
+        converged = residual <= asked
+        reason = (
+            f"LU of A, {n} x {n}, with true relative residual {residual:.3g}; asked for {asked:.3g}"
+        )
+        status = "converged" if converged else "inaccurate"
+        info = Info(converged, 0, residual, "DenseLU()", status, reason, 1)
+        self.log[0].adjoint.append(info)
+        if not converged:
+            import warnings
+
+            from solvers import ConvergenceWarning
+
+            warnings.warn(reason, ConvergenceWarning, stacklevel=3)
+
+    def pull_back(
+        self, y: Tensor, tensors: Sequence[Tensor], y_bar: Tensor, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """``-(d_x F)^T A^-T y_bar``, for the tensors of x that need it."""
+        moving = [
+            i for i, need in enumerate(needed) if need and tensors[i].is_floating_point()
+        ]
+        found: list[Tensor | None] = [None] * len(tensors)
+        if moving:
+            q = self.invert(y, tensors, y_bar, transpose=True)
+            at = partial(self._with, y, tensors, moving)
+            for i, bar in zip(
+                moving, torch.func.vjp(at, *(tensors[i] for i in moving))[1](-q), strict=True
+            ):
+                found[i] = bar
+        return found
+
+    def push_forward(
+        self, y: Tensor, tensors: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    ) -> Tensor:
+        """``-A^-1 d_x F x_dot``."""
+        moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
+        at = partial(self._with, y, tensors, moving)
+        primals = tuple(tensors[i] for i in moving)
+
+        # d_x F x_dot as the derivative by w of <(d_x F)^T w, x_dot>: a jvp here, inside another
+        # one, would be forward over forward.
+        def along(w: Tensor) -> Tensor:
+            bars = torch.func.vjp(at, *primals)[1](w)
+            terms = [(bar * tangents[i]).sum() for i, bar in zip(moving, bars, strict=True)]
+            return torch.stack(terms).sum()
+
+        pushed = torch.func.grad(along)(torch.zeros_like(y))
+        return self.invert(y, tensors, -pushed, transpose=False)
+
+    def _with(
+        self, y: Tensor, tensors: Sequence[Tensor], moving: Sequence[int], *moved: Tensor
+    ) -> Tensor:
+        full = list(tensors)
+        for i, tensor in zip(moving, moved, strict=True):
+            full[i] = tensor
+        return self.residual(y, full)
+
+
+def solution(problem: Problem, y0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """``y*(x)``, flat, differentiable in the tensors of x; and how many steps that took.
+
+    Raises
+    ------
+    NotImplementedError
+        Under forward over forward mode.
+    """
+    if forward_over_forward():
+        raise NotImplementedError(
+            "a solution under a jvp inside a jvp, where torch would drop derivatives without a word "
+            "(pytorch#197867); use forward over reverse, jacfwd(jacrev(f)), instead"
+        )
+    y, steps = _Implicit.apply(problem, y0, *tensors)
+    return y, steps
+
+
+class _Implicit(torch.autograd.Function):
+    """``(y0, tensors of x) -> y*``; y0 gets no derivative, the solution does not depend on it."""
+
+    @staticmethod
+    def forward(problem: Problem, y0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return problem.run(y0, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        ctx.problem, _, *tensors = inputs
+        y, steps = outputs
+        ctx.mark_non_differentiable(steps)
+        ctx.save_for_backward(y, *tensors)
+        ctx.save_for_forward(y, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
+        y_bar = outputs[0]
+        y, *tensors = ctx.saved_tensors
+        return None, None, *ctx.problem.pull_back(y, tensors, y_bar, ctx.needs_input_grad[2:])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+        y, *tensors = ctx.saved_tensors
+        moving = list(tangents[2:])
+        if all(tangent is None for tangent in moving):
+            return torch.zeros_like(y), None
+        return ctx.problem.push_forward(y, tensors, moving), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], problem: Problem, y0: Tensor, *tensors: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        count, y0_dim, dims = info.batch_size, in_dims[1], in_dims[2:]
+        y0 = y0.expand(count, *y0.shape) if y0_dim is None else y0.movedim(y0_dim, 0)
+        moved = [
+            tensor if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip(tensors, dims, strict=True)
+        ]
+        axes = tuple(None if dim is None else 0 for dim in dims)
+        return _Implicit.apply(problem.batched(count, axes), y0, *moved), (0, 0)
+
