@@ -9,8 +9,14 @@ import sys
 
 import operators
 import solvers
-from hyperlearn.certificate import Certificate, Smoothness
+from hyperlearn import inner
+from hyperlearn.certificate import Certificate, Smoothness, UntrustworthyError
+from hyperlearn.checker import check
+from hyperlearn.checks import CheckFailedError, CheckReport
+from hyperlearn.decorator import implicit
 from hyperlearn.hypergradients import hypergradient
+from hyperlearn.kkt import KKTPoint, kkt_residual, kkt_start
+from hyperlearn.layer import ImplicitLayer
 from hyperlearn.methods import (
     NHGD,
     FixedOuter,
@@ -20,9 +26,13 @@ from hyperlearn.methods import (
     Unrolled,
 )
 from hyperlearn.outer import Budget, DivergedError, minimize
-from hyperlearn.problem import Ball, BilevelProblem, Box, WeightedLikelihood
+from hyperlearn.problem import BilevelProblem, WeightedLikelihood
+from hyperlearn.projections import AffineSet, Ball, Box, L1Ball, NonNegative, Simplex
+from hyperlearn.proximal import L1, ElasticNet, GroupLasso, Indicator
 from hyperlearn.regularizer import L2
 from hyperlearn.run import Run, RunFileError, load_run
+from hyperlearn.solutions import argmin, fixed_point, least_squares, root
+from hyperlearn.unrolling import Unroll
 
 # One import is enough for users: `hyperlearn.operators` is the package `operators` itself, and its
 # modules too, so that no class exists twice.
@@ -34,26 +44,49 @@ del _name, _module
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "L1",
     "L2",
     "NHGD",
+    "AffineSet",
     "Ball",
     "BilevelProblem",
     "Box",
     "Budget",
     "Certificate",
+    "CheckFailedError",
+    "CheckReport",
     "DivergedError",
+    "ElasticNet",
     "FixedOuter",
+    "GroupLasso",
     "IdentityHessian",
     "ImplicitDifferentiation",
+    "ImplicitLayer",
+    "Indicator",
+    "KKTPoint",
+    "L1Ball",
     "Method",
+    "NonNegative",
     "Run",
     "RunFileError",
+    "Simplex",
     "Smoothness",
+    "Unroll",
     "Unrolled",
+    "UntrustworthyError",
     "WeightedLikelihood",
+    "argmin",
+    "check",
+    "fixed_point",
     "hypergradient",
+    "implicit",
+    "inner",
+    "kkt_residual",
+    "kkt_start",
+    "least_squares",
     "load_run",
     "minimize",
     "operators",
+    "root",
     "solvers",
 ]

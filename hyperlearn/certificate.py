@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +31,9 @@ class Smoothness:
         Lipschitz constant in y of ``d_x g``.
     hessian_lipschitz, cross_lipschitz
         Lipschitz constants in y of the inner Hessian and of C; zero for a quadratic inner loss.
+    estimated
+        Whether the constants are estimates (see `estimated_smoothness`): what is made of them is
+        then called an estimate too.
     """
 
     strong_convexity: float
@@ -38,6 +42,7 @@ class Smoothness:
     direct_smoothness: float = 0.0
     hessian_lipschitz: float = 0.0
     cross_lipschitz: float = 0.0
+    estimated: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -106,6 +111,18 @@ class Certificate:
         the exact Hessian, so also for a surrogate; None where a constraint is active.
     constraint_active
         Whether the projection of the inner problem was active: the formula above then ignores it.
+    bound_is_estimate
+        Whether `error_bound` is an estimate: from a better hypergradient (`hyperlearn.correction`)
+        or from estimated constants, and not from constants that are known to hold.
+    distance
+        ``|y - y*|``: at most ``|d_y G| / mu`` where mu is known, else estimated by Newton's step.
+    curvature
+        Smallest eigenvalue of the exact inner Hessian at y; beyond 256 unknowns the smallest Ritz
+        value of 20 Lanczos steps. Negative: y is no minimum. None where it was not looked at.
+    gradient_norm
+        ``|grad|``, which the error is relative to.
+    refinements
+        How often y and the adjoint were improved on request.
     """
 
     inner_stationarity: float
@@ -121,10 +138,66 @@ class Certificate:
     effective_rank: float | None = None
     error_bound: float | None = None
     constraint_active: bool = False
+    bound_is_estimate: bool = False
+    distance: float | None = None
+    curvature: float | None = None
+    gradient_norm: float | None = None
+    refinements: int = 0
+
+    @property
+    def relative_error(self) -> float | None:
+        """`error_bound` by ``|grad|``: what is claimed of the error; None where nothing is."""
+        if self.error_bound is None or self.gradient_norm is None:
+            return None
+        if self.error_bound == 0:
+            return 0.0
+        return self.error_bound / self.gradient_norm if self.gradient_norm else math.inf
+
+    def doubt(self, rtol: float = 1e-3) -> str:
+        """Why the hypergradient is not to be trusted to this relative error; empty if it is.
+
+        Parameters
+        ----------
+        rtol
+            Relative error that is asked for.
+        """
+        if self.constraint_active:
+            return "a constraint of the inner problem is active, which the formula leaves out"
+        if self.indefinite:
+            return f"the inner Hessian has curvature {self.curvature:.3g}: y is no minimum"
+        claimed = self.relative_error
+        if claimed is None:
+            return "no error bound: give smoothness, or ask for an estimate"
+        if not claimed <= rtol:
+            kind = "estimate" if self.bound_is_estimate else "bound"
+            return f"the error's {kind} is {claimed:.3g} of the hypergradient; asked for {rtol:.3g}"
+        return ""
+
+    @property
+    def indefinite(self) -> bool:
+        """Whether negative curvature of the inner loss was seen at y."""
+        return self.curvature is not None and self.curvature < 0
+
+    def trustworthy(self, rtol: float = 1e-3) -> bool:
+        """Whether the relative error is claimed to be at most `rtol`, at a minimum (see `doubt`).
+
+        A claim that is an estimate counts (`bound_is_estimate` tells).
+        """
+        return not self.doubt(rtol)
 
     def __str__(self) -> str:
         lines = [f"{name:>20}: {value}" for name, value in vars(self).items() if value is not None]
+        if self.relative_error is not None:
+            lines.append(f"{'relative_error':>20}: {self.relative_error}")
         return "\n".join(lines)
+
+
+class UntrustworthyError(ArithmeticError):
+    """A hypergradient with ``strict=True`` whose certificate does not carry it."""
+
+    def __init__(self, certificate: Certificate, gradient: Any, doubt: str) -> None:
+        super().__init__(f"{doubt}. The certificate:\n{certificate}")
+        self.certificate, self.gradient = certificate, gradient
 
 
 @dataclass(frozen=True)
@@ -140,8 +213,11 @@ class Estimate:
     certify
         Computes the certificate. It may cost an inner gradient and a Hessian product, which is why
         a loop asks only when it records.
+    adjoint
+        q, where there is one.
     """
 
     gradient: Tensor
     info: Info | None
     certify: Callable[[], Certificate]
+    adjoint: Tensor | None = None

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hyperlearn.lifting import Lifting
 from operators import Hessian, Jacobian, LinearOperator, Space
 
 Tree = Any
@@ -71,6 +72,12 @@ class Conditions(ABC):
 
     def _linearized(self, y: Tensor, x: Tree) -> LinearOperator:
         return Jacobian(self.residual, y, x)
+
+    def rebind(self, lifting: Lifting) -> None:
+        """Take functions of ``(x, lifted tensors)`` in place of the user's, which are of x."""
+        self.function = lifting.called(0)
+        if self._operator is not None:
+            self._operator = lifting.called(1)
 
     @property
     def given(self) -> bool:
@@ -188,6 +195,14 @@ class ProximalGradient(Conditions):
         super().__init__(loss, space)
         self.smooth = Stationary(loss, space)
         self.prox, self.penalty, self.step_size = prox, penalty, step_size
+
+    def rebind(self, lifting: Lifting) -> None:
+        """The loss alone is rebound."""
+        super().rebind(lifting)
+        self.smooth.rebind(lifting)
+        prox, penalty = self.prox, self.penalty
+        self.prox = lambda y, step, x: prox(y, step, x[0])
+        self.penalty = None if penalty is None else lambda y, x: penalty(y, x[0])
 
     def proximal(self, y: Tensor, step: Any, x: Tree) -> Tensor:
         """``prox_{step h}(y)``, flat."""

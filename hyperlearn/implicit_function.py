@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.utils import _pytree as pytree
 
 from hyperlearn.conditions import Conditions
@@ -60,6 +61,7 @@ class Outer:
         return cls(treespec, rest, moving), tensors
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tree:
+        """``x`` of such tensors."""
         supply = iter(tensors)
         leaves = [
             next(supply) if moves else leaf
@@ -121,14 +123,28 @@ class Problem:
         linear_solver: LinearSolver | None,
         sizes: tuple[int, ...] = (),
         axes: tuple[Axes, ...] = (),
-        log: list[InnerInfo] | None = None,
+        origin: Problem | None = None,
     ) -> None:
-        self.conditions, self.solve, self.outer = conditions, solve, outer
+        self.solve, self.outer = solve, outer
         self.linear_solver, self.sizes, self.axes = linear_solver, sizes, axes
-        self.log: list[InnerInfo] = [] if log is None else log
+        # A batch shares the conditions and the log of the single problem that it is made of.
+        self.origin: Problem = origin or self
+        if origin is None:
+            self._conditions = conditions
+            self._log: list[InnerInfo] = []
         self._solved: Solved | None = None
         self._place: tuple[int, int] | None = None
         self._factor: tuple[Tensor, ...] | None = None
+
+    @property
+    def conditions(self) -> Conditions:
+        """Of a member."""
+        return self.origin._conditions
+
+    @property
+    def log(self) -> list[InnerInfo]:
+        """What inner solves have said."""
+        return self.origin._log
 
     def batched(self, count: int, axes: Axes) -> Problem:
         """The same for a batch of x."""
@@ -139,7 +155,7 @@ class Problem:
             self.linear_solver,
             (count, *self.sizes),
             (axes, *self.axes),
-            self.log,
+            self.origin,
         )
 
     def equation(self, tensors: Sequence[Tensor]) -> Equation:
@@ -151,7 +167,7 @@ class Problem:
     def run(self, y0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Solve for plain numbers; y0 and the result are ``(*sizes, n)``, and steps ``sizes``."""
         with torch.no_grad():
-            block = y0.reshape(math.prod(self.sizes), y0.shape[-1])
+            block = y0.reshape(math.prod(self.sizes), *y0.shape[len(self.sizes) :])
             solved = self.solve(self.equation(tensors), block.detach())
         self.log.append(solved.info)
         y = solved.y.reshape(*self.sizes, solved.y.shape[-1])
@@ -177,7 +193,8 @@ class Problem:
         conditions, log = self.conditions, self.log[0].adjoint
         n = conditions.space.size
         if self.linear_solver is None and n <= DENSE and not conditions.given:
-            if not differentiating() and readable(y, b, *pytree.tree_leaves(x)):
+            given = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
+            if not differentiating() and readable(y, b, *given):
                 return self._by_numbers(y, x, b, transpose)
             A = Dense(conditions.dense(y, x))
             return apply_inverse(A, b, Factor(DenseLU(), log), transpose=transpose)
@@ -241,9 +258,7 @@ class Problem:
         self, y: Tensor, tensors: Sequence[Tensor], y_bar: Tensor, needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """``-(d_x F)^T A^-T y_bar``, for the tensors of x that need it."""
-        moving = [
-            i for i, need in enumerate(needed) if need and tensors[i].is_floating_point()
-        ]
+        moving = [i for i, need in enumerate(needed) if need and tensors[i].is_floating_point()]
         found: list[Tensor | None] = [None] * len(tensors)
         if moving:
             q = self.invert(y, tensors, y_bar, transpose=True)
@@ -291,8 +306,8 @@ def solution(problem: Problem, y0: Tensor, tensors: Sequence[Tensor]) -> tuple[T
     """
     if forward_over_forward():
         raise NotImplementedError(
-            "a solution under a jvp inside a jvp, where torch would drop derivatives without a word "
-            "(pytorch#197867); use forward over reverse, jacfwd(jacrev(f)), instead"
+            "a solution under a jvp inside a jvp, where torch would drop derivatives without a "
+            "word (pytorch#197867); use forward over reverse, jacfwd(jacrev(f)), instead"
         )
     y, steps = _Implicit.apply(problem, y0, *tensors)
     return y, steps
@@ -316,6 +331,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
         y_bar = outputs[0]
+        _refuse_legacy_vmap(y_bar)
         y, *tensors = ctx.saved_tensors
         return None, None, *ctx.problem.pull_back(y, tensors, y_bar, ctx.needs_input_grad[2:])
 
@@ -323,6 +339,7 @@ class _Implicit(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
         y, *tensors = ctx.saved_tensors
         moving = list(tangents[2:])
+        _refuse_legacy_vmap(*moving)
         if all(tangent is None for tangent in moving):
             return torch.zeros_like(y), None
         return ctx.problem.push_forward(y, tensors, moving), None
@@ -340,3 +357,11 @@ class _Implicit(torch.autograd.Function):
         axes = tuple(None if dim is None else 0 for dim in dims)
         return _Implicit.apply(problem.batched(count, axes), y0, *moved), (0, 0)
 
+
+def _refuse_legacy_vmap(*tensors: Tensor | None) -> None:
+    if any(tensor is not None and is_legacy_batchedtensor(tensor) for tensor in tensors):
+        raise NotImplementedError(
+            "a derivative of a solution for a batch of directions by torch's older vmap "
+            "(is_grads_batched=True, or vectorize=True of torch.autograd.functional); use "
+            "torch.func.jacrev or jacfwd instead"
+        )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hyperlearn.regularizer import L2
-from operators import CrossDerivative, Hessian, Identity, LinearOperator, Space
+from operators import BatchMean, CrossDerivative, Hessian, Identity, LinearOperator, Space
 from operators.layout import by_columns
 
 Tree = Any
@@ -58,6 +58,9 @@ class Oracles:
         Layout of the two variables.
     regularizer
         L2 penalty of the inner problem, kept apart from the likelihood.
+    chunk_size
+        Work through a batch so many samples at a time, and add up: memory is that of a chunk. The
+        losses are means, so chunks count by their length. None: all at once.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class Oracles:
         y_space: Space,
         x_space: Space,
         regularizer: L2 | None = None,
+        chunk_size: int | None = None,
     ) -> None:
+        self.chunk_size = chunk_size
         self.inner_loss, self.outer_loss = inner_loss, outer_loss
         self.y_space, self.x_space = y_space, x_space
         self.regularizer = regularizer or L2(0.0)
@@ -106,7 +111,12 @@ class Oracles:
         """``d_y inner_loss``, without the regulariser; one gradient."""
         self.charge("gradients", batch)
         loss = loss or self.inner_loss
-        return torch.func.grad(lambda v: self._evaluate(loss, "inner_loss", v, x, batch))(y)
+
+        def of(chunk: Tree) -> Tensor:
+            return torch.func.grad(lambda v: self._evaluate(loss, "inner_loss", v, x, chunk))(y)
+
+        found: Tensor = self._mean(batch, of)
+        return found
 
     def inner_gradient(self, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
         """``d_y G``; one gradient."""
@@ -115,21 +125,31 @@ class Oracles:
     def outer_gradients(self, y: Tensor, x: Tensor, batch: Tree) -> tuple[Tensor, Tensor]:
         """``(d_y g, d_x g)``; one gradient."""
         self.charge("gradients", batch)
-        return torch.func.grad(lambda v, u: self.outer(v, u, batch), argnums=(0, 1))(y, x)
+
+        def of(chunk: Tree) -> tuple[Tensor, Tensor]:
+            return torch.func.grad(lambda v, u: self.outer(v, u, chunk), argnums=(0, 1))(y, x)
+
+        found: tuple[Tensor, Tensor] = self._mean(batch, of)
+        return found
 
     def hessian(self, y: Tensor, x: Tensor, batch: Tree, damping: float = 0.0) -> LinearOperator:
         """``d_yy G + damping I``; its products are counted."""
-        counted = _Counted(
-            Hessian(lambda v: self.inner(v, x, batch), y), self, "hessian_products", batch
-        )
+
+        def of(chunk: Tree) -> LinearOperator:
+            return Hessian(lambda v: self.inner(v, x, chunk), y)
+
+        counted = _Counted(self._operator(batch, of), self, "hessian_products", batch)
         if damping == 0.0:
             return counted
         return counted + damping * Identity(counted.domain)
 
     def cross(self, y: Tensor, x: Tensor, batch: Tree) -> LinearOperator:
         """``C = d_x d_y G``, (dim x, dim y); its products are counted."""
-        operator = CrossDerivative(lambda v, u: self.inner(v, u, batch), y, x)
-        return _Counted(operator, self, "cross_products", batch)
+
+        def of(chunk: Tree) -> LinearOperator:
+            return CrossDerivative(lambda v, u: self.inner(v, u, chunk), y, x)
+
+        return _Counted(self._operator(batch, of), self, "cross_products", batch)
 
     def adjoint_products(
         self, y: Tensor, x: Tensor, q: Tensor, batch: Tree, *, hessian: bool
@@ -139,14 +159,44 @@ class Oracles:
         Counted as the products that it makes; the gradient, which they need, comes with them.
         """
         self.charge("cross_products", batch)
-        gradient = torch.func.grad(lambda v, u: self.inner(v, u, batch))
-        if not hessian:
-            value, pullback = torch.func.vjp(lambda u: gradient(y, u), x)[:2]
-            return value, pullback(q)[0], None
-        self.charge("hessian_products", batch)
-        value, pullback = torch.func.vjp(gradient, y, x)[:2]
-        curved, crossed = pullback(q)
-        return value, crossed, curved
+        if hessian:
+            self.charge("hessian_products", batch)
+
+        def of(chunk: Tree) -> tuple[Tensor, Tensor, Tensor | None]:
+            gradient = torch.func.grad(lambda v, u: self.inner(v, u, chunk))
+            if not hessian:
+                value, pullback = torch.func.vjp(lambda u: gradient(y, u), x)[:2]
+                return value, pullback(q)[0], None
+            value, pullback = torch.func.vjp(gradient, y, x)[:2]
+            curved, crossed = pullback(q)
+            return value, crossed, curved
+
+        found: tuple[Tensor, Tensor, Tensor | None] = self._mean(batch, of)
+        return found
+
+    def _chunked(self, batch: Tree) -> int | None:
+        """Length of a chunk where the batch has more than one."""
+        size = self.chunk_size
+        return None if batch is None or size is None or size >= batch_length(batch) else size
+
+    def _mean(self, batch: Tree, of: Callable[[Tree], Any]) -> Any:
+        """Of a mean over the batch: its chunks', each by its length."""
+        size = self._chunked(batch)
+        if size is None:
+            return of(batch)
+        length, total = batch_length(batch), None
+        for first in range(0, length, size):
+            chunk = pytree.tree_map(lambda leaf, i=first: leaf[i : i + size], batch)
+            share = batch_length(chunk) / length
+            part = pytree.tree_map(
+                lambda leaf, s=share: None if leaf is None else s * leaf, of(chunk)
+            )
+            total = part if total is None else pytree.tree_map(_sum, total, part)
+        return total
+
+    def _operator(self, batch: Tree, of: Callable[[Tree], LinearOperator]) -> LinearOperator:
+        size = self._chunked(batch)
+        return of(batch) if size is None else BatchMean(of, batch, chunk_size=size)
 
     def step_pullback(
         self, step: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor, u: Tensor, batch: Tree
@@ -164,6 +214,10 @@ class Oracles:
             return
         setattr(self.count, kind, getattr(self.count, kind) + calls)
         self.count.samples += calls * batch_length(batch)
+
+
+def _sum(a: Any, b: Any) -> Any:
+    return None if a is None else a + b
 
 
 class _Counted(LinearOperator):

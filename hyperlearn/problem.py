@@ -170,38 +170,3 @@ def check_data(data: Tree, name: str) -> None:
     if batch_length(data) == 0:
         raise ValueError(f"{name} is empty; expected at least one sample")
     _check_finite(data, name)
-
-
-@dataclass(frozen=True)
-class Ball:
-    """Projection onto ``|y| <= radius`` (2-norm over all leaves together)."""
-
-    radius: float
-
-    def __post_init__(self) -> None:
-        if not self.radius > 0:
-            raise ValueError(f"Ball: radius={self.radius}; expected a positive number")
-
-    def __call__(self, tree: Tree) -> Tree:
-        """Projection of a nested structure; differentiable."""
-        space = Space.of(tree)
-        flat = space.ravel(tree)
-        # max(|y| / radius, 1) is differentiable wherever the constraint is strictly (in)active, and
-        # inside it is exactly 1: whether the point came back unchanged tells an active constraint.
-        return space.unravel(flat / (flat.norm() / self.radius).clamp_min(1.0))
-
-
-@dataclass(frozen=True)
-class Box:
-    """Projection onto ``lower <= y <= upper``, entry by entry."""
-
-    lower: float
-    upper: float
-
-    def __post_init__(self) -> None:
-        if not self.lower < self.upper:
-            raise ValueError(f"Box: lower={self.lower}, upper={self.upper}; expected lower < upper")
-
-    def __call__(self, tree: Tree) -> Tree:
-        """Projection of a nested structure; differentiable."""
-        return pytree.tree_map(lambda leaf: leaf.clamp(self.lower, self.upper), tree)

@@ -24,7 +24,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -375,11 +375,12 @@ def _whole_records(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _last_certificate(columns: Mapping[str, np.ndarray]) -> Certificate | None:
-    names = [f.name for f in fields(Certificate)]
-    if not all(name in columns and len(columns[name]) for name in names):
+    # A file may be older than the last fields, which have defaults.
+    known = [f for f in fields(Certificate) if f.name in columns and len(columns[f.name])]
+    if not {f.name for f in fields(Certificate) if f.default is MISSING} <= {f.name for f in known}:
         return None
-    values = {name: _plain(columns[name][-1]) for name in names}
-    optional = ("hessian_residual", "effective_rank", "error_bound")
+    values = {f.name: _plain(columns[f.name][-1]) for f in known}
+    optional = [f.name for f in known if "None" in str(f.type)]
     values.update({name: None for name in optional if np.isnan(values[name])})
     return Certificate(**values)
 

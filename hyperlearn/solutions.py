@@ -1,14 +1,14 @@
 """Solutions as functions of x: `root`, `fixed_point`, `argmin`, `least_squares`.
 
-Each runs an inner method to a tolerance and hands back y, which torch can differentiate with respect
-to x, through the implicit function theorem or, if asked, through the steps.
+Each runs an inner method to a tolerance and hands back y, which torch can differentiate with
+respect to x, through the implicit function theorem or, if asked, through the steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,12 +32,13 @@ from hyperlearn.inner.levenberg_marquardt import LevenbergMarquardt
 from hyperlearn.inner.method import InnerInfo, InnerMethod
 from hyperlearn.inner.newton import Newton
 from hyperlearn.kkt import KKTPoint, kkt_residual, kkt_start
+from hyperlearn.lifting import Lifting
 from hyperlearn.unrolling import Unroll, identity, mode_of, one_step, unrolled
 from operators import Space
 from operators.closures import Closure
 from operators.hidden_tensors import refuse_closed_over
 from operators.tracing import differentiating, readable
-from solvers import LinearSolver, PreparedSolver
+from solvers import LinearSolver
 
 Tree = Any
 Differentiate = str | Unroll
@@ -66,8 +67,10 @@ def root(
     Parameters
     ----------
     residual
-        ``F(y, x)``, of the structure of y; torch operations of its arguments. A tensor that it
-        closes over and that is being differentiated is refused: hand it over in x.
+        ``F(y, x)``, of the structure of y; torch operations of its arguments. Tensors that it
+        closes over as a nested function or lambda count as part of x. One that is differentiated
+        and that it reaches otherwise (by an object, a module, a global) is refused: hand it over
+        in x.
     y0
         Where to start: a tensor or nested structure (dict, tuple, dataclass, ...), of any floating
         dtype. The solution does not depend on it: its gradient is zero.
@@ -96,7 +99,7 @@ def root(
     Raises
     ------
     TypeError, ValueError
-        An argument that does not fit; a tensor that the residual closes over.
+        An argument that does not fit; a tensor that the residual reaches, and no rule would.
     solvers.NotConvergedError
         With a method that is ``strict``.
     solvers.SingularError
@@ -349,8 +352,9 @@ def _solution(
         why = method.unrollable
         if why:
             raise ValueError(f"differentiate={differentiate!r} with {type(method).__name__}: {why}")
+    if differentiating():
+        x = lift(conditions, x)
     outer, tensors = Outer.of(x)
-    refuse_hidden(conditions, x)
     problem = Problem(conditions, _by(method), outer, linear_solver)
     start = conditions.space.ravel(y0).detach()
     if mode == "implicit":
@@ -479,10 +483,22 @@ def _callable(function: Any, name: str) -> Any:
     return function
 
 
-def refuse_hidden(conditions: Conditions, x: Tree) -> None:
-    """Raise where the user's functions reach a tensor that is differentiated, outside of x."""
-    if differentiating():
-        functions = [conditions.function, conditions._operator]
-        if isinstance(conditions, ProximalGradient):
-            functions += [conditions.prox, conditions.penalty]
-        refuse_closed_over(conditions.noun, Closure(*functions), x)
+def lift(conditions: Conditions, x: Tree) -> Tree:
+    """Make what the user's functions close over part of x; return that.
+
+    Raises
+    ------
+    ValueError
+        They reach a tensor that is differentiated where it cannot be lifted from.
+    """
+    lifting = Lifting(conditions.function, conditions._operator)
+    held: list[Any] = []
+    if isinstance(conditions, ProximalGradient):
+        held = [conditions.prox, conditions.penalty]
+    # With numbers in place of what is lifted: what is found now is reached in another way.
+    functions = lifting.bound([0.0] * len(lifting.tensors))
+    refuse_closed_over(conditions.noun, Closure(*functions, *held), x)
+    if not lifting.tensors:
+        return x
+    conditions.rebind(lifting)
+    return (x, tuple(lifting.tensors))

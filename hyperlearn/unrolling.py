@@ -137,9 +137,7 @@ def unrolled(
     return state["y"][0]
 
 
-def one_step(
-    problem: Problem, method: InnerMethod, y: Tensor, tensors: Sequence[Tensor]
-) -> Tensor:
+def one_step(problem: Problem, method: InnerMethod, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """``S(y*, x)`` of one step S from the solution, held fixed: Bolte et al. (2023).
 
     Source: arXiv:2305.13768; for a fixed-point iteration it is the Jacobian-free derivative of Fung

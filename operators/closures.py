@@ -139,7 +139,7 @@ class Closure:
             self._watch(contents, cell, None)
         self._waiting += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         self._waiting += vars(function).values()
-        if _is_library(function):
+        if is_library(function):
             return
         loaded, attributes = _loaded(function.__code__)
         self.names |= loaded | attributes
@@ -170,7 +170,7 @@ class Closure:
 
     def _class(self, cls: type) -> None:
         for base in cls.__mro__:
-            if not _is_library(base) and base not in self._classes:
+            if not is_library(base) and base not in self._classes:
                 self._classes[base] = None
                 for name, value in vars(base).items():
                     if isinstance(value, (Tensor, dict, list, tuple)) and not name.startswith("__"):
@@ -248,7 +248,8 @@ def _attributes(value: Any) -> list[str]:
     return [*vars(value), *slots] if hasattr(value, "__dict__") else slots
 
 
-def _is_library(value: Any) -> bool:
+def is_library(value: Any) -> bool:
+    """Whether a function or class belongs to a package that holds no tensors of a user's."""
     return (value.__module__ or "").partition(".")[0] in _LIBRARIES
 
 

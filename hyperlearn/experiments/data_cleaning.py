@@ -30,7 +30,8 @@ from hyperlearn.methods import (
     Unrolled,
 )
 from hyperlearn.outer import Budget, minimize
-from hyperlearn.problem import Ball, BilevelProblem, WeightedLikelihood
+from hyperlearn.problem import BilevelProblem, WeightedLikelihood
+from hyperlearn.projections import Ball
 from hyperlearn.regularizer import L2
 from hyperlearn.run import Run
 from solvers import CG, Neumann

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hyperlearn.conditions import Conditions
+from operators.tracing import tracked
 from solvers import Auto, LinearSolver, PreparedSolver
 
 Tree = Any
@@ -101,8 +102,11 @@ class Equation:
     def product(self, Y: Tensor, V: Tensor) -> Tensor:
         """``A V``, ``(B, n)``."""
 
+        # Two sweeps back: a jvp could not be begun where the caller's own forward mode is on.
         def along(y: Tensor, x: Tree, v: Tensor) -> Tensor:
-            return torch.func.jvp(lambda y: self.conditions.residual(y, x), (y,), (v,))[1]
+            _, pull = torch.func.vjp(lambda y: self.conditions.residual(y, x), y)
+            pushed: Tensor = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(v))[1](v)[0]
+            return pushed
 
         result: Tensor = self.each(along, Y, V)
         return result
@@ -125,7 +129,7 @@ class Equation:
     def solve(self, Y: Tensor, R: Tensor) -> Tensor:
         """``A^-1 R`` by the linear solver, ``(B, n)``."""
         solver = self.linear_solver or Auto()
-        if self.sizes or torch.is_grad_enabled():
+        if self.sizes or any(tracked(tensor) for tensor in (Y, R, *self.tensors)):
             from solvers import solve
 
             def one(y: Tensor, x: Tree, r: Tensor) -> Tensor:

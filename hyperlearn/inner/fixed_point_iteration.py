@@ -96,9 +96,7 @@ class Anderson(InnerMethod):
         # Zero rows of the history get a one on the diagonal, and gamma = 0 there.
         used = gram.diagonal(dim1=1, dim2=2) > 0
         eps = torch.finfo(D.dtype).eps
-        regular = torch.diag_embed(
-            torch.where(used, (max(self.ridge, eps) * largest)[..., 0], 1.0)
-        )
+        regular = torch.diag_embed(torch.where(used, (max(self.ridge, eps) * largest)[..., 0], 1.0))
         gamma = torch.linalg.solve_ex(gram + regular, D @ wide(G)[..., None])[0].to(Y.dtype)
         gamma = torch.where(torch.isfinite(gamma), gamma, 0.0)
         step = self.beta * G - ((dy + self.beta * dG).mT @ gamma)[..., 0]

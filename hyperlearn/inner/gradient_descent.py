@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hyperlearn.conditions import FixedPoint, ProximalGradient, Root, Stationary
+from hyperlearn.conditions import ProximalGradient, Stationary
 from hyperlearn.inner.equation import Equation
-from hyperlearn.inner.method import InnerMethod, State, finite, row_norm, spread
+from hyperlearn.inner.method import InnerMethod, State, row_norm, spread
 
 Acceleration = Literal["none", "nesterov", "strongly-convex"]
 
@@ -173,10 +173,12 @@ def largest_curvature(equation: Equation, Y: Tensor, steps: int = 20) -> Tensor:
     smooth = smooth_part(equation)
 
     def product(y: Tensor, x: Any, v: Tensor) -> Tensor:
-        return torch.func.jvp(lambda y: smooth.residual(y, x), (y,), (v,))[1]
+        image: Tensor = torch.func.vjp(lambda y: smooth.residual(y, x), y)[1](v)[0]
+        return image
 
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(Y.shape, generator=generator, dtype=torch.float64).to(Y)
+    # The same for every member: its steps do not depend on the company that it is in.
+    v = torch.randn(Y.shape[1], generator=generator, dtype=torch.float64).to(Y).expand_as(Y)
     size = torch.ones_like(Y[:, 0])
     with torch.no_grad():
         for _ in range(steps):

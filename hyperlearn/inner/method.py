@@ -87,17 +87,18 @@ class Tolerance:
         norms = row_norm(state["F"])
         passed = self._passed(norms)
         if bool(passed.any()):
-            self.measure(state)
+            self.measure(state, passed)
             passed = self._passed(norms)
         return passed
 
-    def measure(self, state: State) -> None:
-        """Take the scale at this point."""
+    def measure(self, state: State, members: Tensor) -> None:
+        """Take the scale of these members at this point."""
         if "A" in state:
             image = (state["A"] @ state["y"][..., None])[..., 0]
         else:
             image = self.equation.product(state["y"], state["y"])
-        self.scale = torch.maximum(row_norm(image - state["F"]), self.floor)
+        scale = torch.maximum(row_norm(image - state["F"]), self.floor)
+        self.scale = torch.where(members, scale, self.scale)
 
     def _passed(self, norms: Tensor) -> Tensor:
         return norms <= (self.rtol * self.scale).clamp_min(self.atol)
@@ -201,8 +202,9 @@ class InnerMethod(ABC):
             over = over | met | ~finite(state["F"])
             if "stuck" in state:
                 over = over | state["stuck"]
-        if bool(torch.isinf(tolerance.scale).any()):
-            tolerance.measure(state)
+        unmeasured = torch.isinf(tolerance.scale)
+        if bool(unmeasured.any()):
+            tolerance.measure(state, unmeasured)
             met = met & tolerance.met(state)
         return state, self._judge(tolerance, state, met, steps, history, equation, start)
 

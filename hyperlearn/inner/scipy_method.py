@@ -74,15 +74,16 @@ class SciPy(InnerMethod):
         history = [torch.linalg.vector_norm(state["F"], dim=1)]
         steps, said = 0, ""
         if not bool(met.all()) and self.maxiter:
-            tolerance.measure(state)
+            tolerance.measure(state, ~met)
             scale = float(tolerance.scale.max()) * tolerance.rtol
             found, steps, said = self._solve(equation, Y, max(scale, self.atol))
             following = torch.as_tensor(found).to(Y).reshape(Y.shape)
             state = self.begin(equation, following)
             met = tolerance.met(state)
             history.append(torch.linalg.vector_norm(state["F"], dim=1))
-        if bool(torch.isinf(tolerance.scale).any()):
-            tolerance.measure(state)
+        unmeasured = torch.isinf(tolerance.scale)
+        if bool(unmeasured.any()):
+            tolerance.measure(state, unmeasured)
         count = torch.full((1,), steps, dtype=torch.long)
         info = self._judge(tolerance, state, met, count, history, equation, start)
         if said and not info.converged:

@@ -74,4 +74,3 @@ class TorchOptimizer(InnerMethod):
             schedule.step()
         following = y.detach().clone()
         return {"y": following, "F": equation.residual(following)}
-

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hyperlearn.certificate import Certificate, Estimate
-from hyperlearn.methods.trajectory import Trajectory
 from hyperlearn.methods.method import Estimator, Method
+from hyperlearn.methods.trajectory import Trajectory
 from hyperlearn.oracles import Oracles
 from hyperlearn.problem import BilevelProblem
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hyperlearn.methods.trajectory import Trajectory
 from hyperlearn.methods.method import ImplicitEstimator, ImplicitMethod
+from hyperlearn.methods.trajectory import Trajectory
 from hyperlearn.oracles import Oracles
 from hyperlearn.problem import BilevelProblem
 from operators import Identity, LinearOperator

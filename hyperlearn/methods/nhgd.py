@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hyperlearn.methods.trajectory import InnerStep, Trajectory
 from hyperlearn.methods.method import ImplicitEstimator, ImplicitMethod
+from hyperlearn.methods.trajectory import InnerStep, Trajectory
 from hyperlearn.oracles import Oracles, batch_length
 from hyperlearn.problem import BilevelProblem, WeightedLikelihood
 from operators import FisherStream, LinearOperator

@@ -360,6 +360,140 @@ class TestSignals:
         assert run.x is None
 
 
+class TestCheck:
+    SOURCE = """
+import torch
+import hyperlearn as hl
+
+x = torch.tensor([1.0, 2.0], dtype=torch.float64)
+whole = torch.arange(2)
+
+
+def right(x):
+    return (x**3).sum()
+
+
+def wrong(x):
+    return (x * x.detach()).sum()
+
+
+def point():
+    return x
+
+
+def pair():
+    return right, x
+
+
+def wrong_pair():
+    return wrong, x
+
+
+problem = hl.BilevelProblem(
+    inner_loss=lambda y, x: ((y - x) ** 2).sum() + (y**4).sum(),
+    outer_loss=lambda y, x: (y.sin() + x * y).sum(),
+    x0=x,
+    y0=torch.zeros(2, dtype=torch.float64),
+)
+
+
+def make_problem():
+    return problem
+
+
+class Holder:
+    function = staticmethod(right)
+"""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        file = tmp_path / "mine.py"
+        file.write_text(self.SOURCE)
+        return file
+
+    @staticmethod
+    def verdicts(result: object) -> dict[str, str]:
+        """Of each check, in the last direction."""
+        rows = re.findall(r"^ (\S.*?)  +\S+ +\S+ +\S+ +(\w+) *$", result.stdout, re.M)
+        return {name: verdict for name, verdict in rows if name != "check"}
+
+    def test_right(self, file):
+        result = invoke("check", f"{file}:right", "--x", f"{file}:x")
+        assert result.exit_code == 0, result.output
+        assert set(self.verdicts(result).values()) == {"passed"}
+        assert {"reverse mode", "backward()", "forward mode"} <= set(self.verdicts(result))
+
+    def test_wrong(self, file):
+        result = invoke("check", f"{file}:wrong", "--x", f"{file}:x")
+        assert result.exit_code == 1, result.output
+        assert self.verdicts(result)["reverse mode"] == "failed"
+        assert self.verdicts(result)["forward = reverse"] == "passed"
+        assert "detached tensor" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("name", "x", "code"),
+        [
+            ("pair", None, 0),
+            ("wrong_pair", None, 1),
+            ("right", "point", 0),
+            ("Holder.function", "x", 0),
+        ],
+    )
+    def test_ways_to_name_the_point(self, file, name, x, code):
+        options = [] if x is None else ["--x", f"{file}:{x}"]
+        result = invoke("check", f"{file}:{name}", *options, "--directions", 1)
+        assert result.exit_code == code, result.output
+
+    @pytest.mark.parametrize("name", ["problem", "make_problem"])
+    def test_problem(self, file, name):
+        result = invoke("check", f"{file}:{name}", "--directions", 1)
+        assert result.exit_code == 0, result.output
+        found = self.verdicts(result)
+        assert found["implicit"] == found["unrolled"] == found["implicit = unrolled"] == "passed"
+
+    def test_module(self, file, monkeypatch):
+        monkeypatch.chdir(file.parent)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        try:
+            assert invoke("check", "mine:right", "--x", "mine:x").exit_code == 0
+        finally:
+            sys.modules.pop("mine", None)
+
+    def test_options(self, file):
+        def rows(*options: object) -> str:
+            result = invoke("check", f"{file}:right", "--x", f"{file}:x", *options)
+            assert result.exit_code == 0, result.output
+            return result.stdout
+
+        assert rows("--directions", 5).count("reverse mode") == 5
+        assert rows("--seed", 1) == rows("--seed", 1) != rows("--seed", 2)
+        assert "2.0e-03" in rows("--rtol", 2e-3)
+
+    @pytest.mark.parametrize(
+        ("name", "x", "message"),
+        [
+            ("right", None, "no x is given"),
+            ("missing", "x", "unknown object 'missing'"),
+            ("rigt", "x", "did you mean 'right'?"),
+            ("right", "whole", "x has a leaf of dtype torch.int64"),
+            ("pair", "x", "has an x of its own"),
+            ("x", "x", "target is a Tensor; expected a function"),
+        ],
+    )
+    def test_refused(self, file, name, x, message):
+        options = [] if x is None else ["--x", f"{file}:{x}"]
+        assert_refused(invoke("check", f"{file}:{name}", *options), message)
+
+    def test_no_such_place(self, tmp_path):
+        assert_refused(invoke("check", f"{tmp_path / 'no.py'}:f"), "there is no file")
+        assert_refused(invoke("check", "no_such_module:f"), "cannot import no_such_module")
+        assert_refused(invoke("check", "right"), "expected MODULE:OBJECT or FILE.py:OBJECT")
+
+    def test_rtol(self, file):
+        result = invoke("check", f"{file}:pair", "--rtol", -1)
+        assert_refused(result, "rtol=-1.0")
+
+
 class TestPlot:
     def test_picture(self, tmp_path, monkeypatch):
         pictures = []

@@ -1,4 +1,4 @@
-"""`BilevelProblem`'s checks, the projections and the penalty."""
+"""`BilevelProblem`'s checks, and the penalty."""
 
 from __future__ import annotations
 
@@ -95,83 +95,6 @@ class TestValidation:
     def test_data_without_a_tensor(self):
         with pytest.raises(ValueError, match="inner_data holds no tensor"):
             problem(inner_data={})
-
-
-def nested(vector: Tensor) -> Any:
-    return {"a": vector[:2].reshape(1, 2), "b": (vector[2:],)}
-
-
-class TestBall:
-    @PROPERTY
-    @given(st.integers(0, 99), st.floats(0.1, 5.0), st.floats(-3, 3))
-    def test_closest_point(self, seed, radius, exponent):
-        """Inside it is the point itself; outside y - P(y) is normal: <y - Py, z - Py> <= 0."""
-        y = 10.0**exponent * sampled(5, seed=seed)
-        tree = hl.Ball(radius)(nested(y))
-        projected = torch.cat([tree["a"].reshape(-1), tree["b"][0]])
-        if y.norm() <= radius:
-            assert torch.equal(projected, y)
-        else:
-            assert float(projected.norm()) == pytest.approx(radius, rel=1e-14)
-            for z in sampled(20, 5, seed=seed + 1):
-                z = radius * z / z.norm()
-                assert (y - projected) @ (z - projected) <= 1e-12 * y.norm()
-        again = hl.Ball(radius)(projected)
-        torch.testing.assert_close(again, projected, rtol=1e-14, atol=0)
-
-    @pytest.mark.parametrize("scale", [0.2, 0.9, 1.1, 5.0])
-    def test_derivative(self, scale):
-        y, radius, step = sampled(4), 1.0, 1e-6
-        y = scale * y / y.norm()
-        jacobian = torch.func.jacrev(hl.Ball(radius))(y)
-        columns = [
-            (hl.Ball(radius)(y + step * e) - hl.Ball(radius)(y - step * e)) / (2 * step)
-            for e in torch.eye(4, dtype=FLOAT64)
-        ]
-        torch.testing.assert_close(jacobian, torch.stack(columns).T, rtol=1e-8, atol=1e-8)
-        if scale > 1:  # the radial direction is lost, the others shrink
-            unit = y / y.norm()
-            expected = (torch.eye(4, dtype=FLOAT64) - torch.outer(unit, unit)) / scale
-            torch.testing.assert_close(jacobian, expected)
-
-    def test_derivative_at_the_centre(self):
-        jacobian = torch.func.jacrev(hl.Ball(1.0))(torch.zeros(3, dtype=FLOAT64))
-        assert torch.equal(jacobian, torch.eye(3, dtype=FLOAT64))
-
-    def test_dtype(self):
-        assert hl.Ball(1.0)(torch.ones(3)).dtype == torch.float32
-
-    @pytest.mark.parametrize("radius", [0.0, -1.0, math.nan])
-    def test_radius(self, radius):
-        with pytest.raises(ValueError, match="expected a positive number"):
-            hl.Ball(radius)
-
-
-class TestBox:
-    @PROPERTY
-    @given(st.integers(0, 99), st.floats(-2, 0), st.floats(0.01, 2))
-    def test_closest_point(self, seed, lower, width):
-        y = 2 * sampled(5, seed=seed)
-        tree = hl.Box(lower, lower + width)(nested(y))
-        projected = torch.cat([tree["a"].reshape(-1), tree["b"][0]])
-        upper = lower + width
-        for value, result in zip(y.tolist(), projected.tolist(), strict=True):
-            assert result == (lower if value < lower else upper if value > upper else value)
-
-    def test_derivative(self):
-        y, box, step = torch.tensor([-2.0, -0.5, 0.3, 2.0], dtype=FLOAT64), hl.Box(-1, 1), 1e-6
-        jacobian = torch.func.jacrev(box)(y)
-        columns = [
-            (box(y + step * e) - box(y - step * e)) / (2 * step)
-            for e in torch.eye(4, dtype=FLOAT64)
-        ]
-        torch.testing.assert_close(jacobian, torch.stack(columns).T, rtol=1e-9, atol=1e-9)
-        assert torch.equal(jacobian.diagonal(), torch.tensor([0.0, 1, 1, 0], dtype=FLOAT64))
-
-    @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)])
-    def test_bounds(self, bounds):
-        with pytest.raises(ValueError, match="expected lower < upper"):
-            hl.Box(*bounds)
 
 
 class TestL2:
