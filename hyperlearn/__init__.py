@@ -31,6 +31,7 @@ from hyperlearn.projections import AffineSet, Ball, Box, L1Ball, NonNegative, Si
 from hyperlearn.proximal import L1, ElasticNet, GroupLasso, Indicator
 from hyperlearn.regularizer import L2
 from hyperlearn.run import Run, RunFileError, load_run
+from hyperlearn.smoothness import estimated_smoothness
 from hyperlearn.solutions import argmin, fixed_point, least_squares, root
 from hyperlearn.unrolling import Unroll
 
@@ -77,6 +78,7 @@ __all__ = [
     "WeightedLikelihood",
     "argmin",
     "check",
+    "estimated_smoothness",
     "fixed_point",
     "hypergradient",
     "implicit",

@@ -57,7 +57,8 @@ def check(
     outer_loss, inner_loss, y0, inner_data, outer_data
         A bilevel problem by its parts, as for `BilevelProblem`.
     solver
-        For a bilevel problem: ``x -> y``, in place of a tight inner solve by Newton's method.
+        For a bilevel problem: ``x -> y``, in place of a tight solve by `hyperlearn.argmin`. Values
+        are then taken at its y, and the unrolled hypergradient goes through its own steps.
     linear_solver
         For the adjoint system of the implicit hypergradient; by default `solvers.Auto` with a
         tolerance of 1e-10 in float64.

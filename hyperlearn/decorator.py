@@ -215,7 +215,8 @@ class _Called(Problem):
     def _solve(self, equation: Equation, Y: Tensor) -> Solved:
         # Of each member: the solver knows nothing of batches.
         members = [equation.member(i) for i in range(Y.shape[0])]
-        returned = [self.call(member.tree(member.tensors)) for member in members]
+        plain = [[tensor.detach() for tensor in member.tensors] for member in members]
+        returned = [self.call(equation.tree(tensors)) for tensors in plain]
         near: PreparedSolver | None = None
         if self.byproduct:
             for value in returned:

@@ -168,7 +168,8 @@ class Problem:
         """Solve for plain numbers; y0 and the result are ``(*sizes, n)``, and steps ``sizes``."""
         with torch.no_grad():
             block = y0.reshape(math.prod(self.sizes), *y0.shape[len(self.sizes) :])
-            solved = self.solve(self.equation(tensors), block.detach())
+            # One start for all members is one piece of memory, in which forward mode finds no room.
+            solved = self.solve(self.equation(tensors), block.detach().contiguous())
         self.log.append(solved.info)
         y = solved.y.reshape(*self.sizes, solved.y.shape[-1])
         if not self.sizes:

@@ -170,7 +170,8 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def forward(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
-        return function(*tensors)
+        # What a step passes through must not be saved and returned as one tensor.
+        return tuple(value.view_as(value) for value in function(*tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def check_function(
 
 def _batch_row(function: Function, point: Point) -> CheckRow:
     """``vmap(grad f)`` of neighbours of x against the gradient of each."""
-    name, gradient = "batch = one by one", torch.func.grad(function)
+    name, gradient = "batch = one by one", partial(_reverse, function)
     block = torch.stack([point.flat + NEARBY * point.random_direction() for _ in range(BATCH)])
     try:
         together = torch.func.vmap(gradient)(torch.func.vmap(point.space.unravel)(block))
@@ -111,7 +112,9 @@ def _dtype_row(function: Function, x: Tree, point: Point) -> CheckRow:
 
 
 def _reverse(function: Function, x: Tree) -> Tree:
-    return torch.func.grad(function)(x)
+    gradient = torch.func.grad(function)(x)
+    # It has a graph of its own where the function closes over tensors that require grad.
+    return pytree.tree_map(torch.detach, gradient)
 
 
 def _forward(function: Function, x: Tree, v: Tree) -> float:

@@ -102,6 +102,7 @@ class CheckReport:
         CheckFailedError
             It did not; the message is the table.
         """
+        __tracebackhide__ = True  # under pytest the table is what to look at
         if not self.passed:
             raise CheckFailedError(f"derivatives did not pass the check\n\n{self}")
 

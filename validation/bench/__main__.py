@@ -21,6 +21,7 @@ from validation.bench import (
     costs,
     curvature,
     dense_solvers,
+    implicit,
     kfac,
     kronecker,
     krylov,
@@ -49,6 +50,7 @@ GROUPS = {
     "sparse-direct": (sparse_direct.gradient, sparse_direct.blocks, sparse_direct.unsymmetric),
     "amg": (amg.against_pyamg, amg.many_right_hand_sides, amg.kernel),
     "peers": (peers.hypergradients,),
+    "implicit": (implicit.overhead, implicit.sparse, implicit.unrolling),
     "auto": (auto.choice,),
     "costs": (costs.constants,),
 }

@@ -1,0 +1,1 @@
+"""A zoo of bilevel problems with references in extended precision, for us and for a peer."""
