@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hyperlearn.implicit_function import Problem
+from hyperlearn.inner.equation import Equation
 from hyperlearn.inner.method import InnerMethod, State, spread
 
 
@@ -101,21 +103,24 @@ def unrolled(
     state = _floating(method.begin(problem.equation(constants if frozen else tensors), y0[None]))
 
     def advance(state: State, t: int, steps: Tensor, tensors: Sequence[Tensor]) -> State:
-        new = _floating(method.advance(problem.equation(tensors), state))
+        equation = problem.equation(tensors)
+        if depth < longest and t <= longest - depth:
+            # Of each member the last K steps count; the first of them starts at a fixed point.
+            held = _held(equation, state)
+            early = (steps - depth >= t)[None]
+            state = {k: torch.where(spread(early, v), held[k], v) for k, v in state.items()}
+        new = _floating(method.advance(equation, state))
         if shortest < longest:
             # A member that had converged stays where it is.
             over = (steps <= t)[None]
             new = {k: torch.where(spread(over, v), state[k], v) for k, v in new.items()}
-            if mode.steps is not None:
-                # Of each member the last K steps count.
-                early = (steps - depth > t)[None]
-                new = {k: torch.where(spread(early, v), v.detach(), v) for k, v in new.items()}
         return new
 
-    for t in range(frozen):
-        state = {k: v.detach() for k, v in advance(state, t, steps, constants).items()}
+    for _ in range(frozen):
+        moved = method.advance(problem.equation(constants), state)
+        state = {k: v.detach() for k, v in _floating(moved).items()}
     count = longest - frozen
-    if not mode.checkpoint or count < 4:
+    if not mode.checkpoint or count < 4 or _pushed(tensors):
         for t in range(frozen, longest):
             state = advance(state, t, steps, tensors)
         return state["y"][0]
@@ -157,6 +162,22 @@ def identity(problem: Problem, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     y = y.detach()
     residual = problem.residual(y, tensors)
     return y - (residual - residual.detach())
+
+
+def _held(equation: Equation, state: State) -> State:
+    """The state with its point held fixed; F and A there depend on x all the same."""
+    held = {name: value.detach() for name, value in state.items()}
+    held["F"] = equation.residual(held["y"])
+    if "A" in held:
+        held["A"] = equation.matrix(held["y"])
+    return held
+
+
+def _pushed(tensors: Sequence[Tensor]) -> bool:
+    """Whether forward mode goes along with the steps: it keeps nothing, so no checkpoints."""
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
 
 
 def _floating(state: State) -> State:

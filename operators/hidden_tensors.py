@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def refuse_closed_over(name: str, closure: Closure, x: Tree) -> None:
     """
 
     def given() -> set[int]:
-        parts = {memory(p) for module in closure.modules for p in module.state_dict().values()}
+        parts = {memory(part) for module in closure.modules for part in _tensors(module)}
         own = {
             memory(leaf)
             for leaf in pytree.tree_leaves(x)
@@ -75,7 +75,12 @@ def refuse_closed_over(name: str, closure: Closure, x: Tree) -> None:
         }
         return own & parts | _called_by(x, closure)
 
-    tensor = _first_hidden(closure, given)
+    # A module that is called by what x holds, inside a transform that has put wrapped ones in it.
+    leaves = {id(leaf) for leaf in pytree.tree_leaves(x)}
+    called = "functional_call" in closure.names
+    parts = [part for module in closure.modules for part in _tensors(module)] if called else []
+    excused = {id(part) for part in parts if id(part) in leaves}
+    tensor = _first_hidden(closure, given, excused)
     if tensor is not None:
         raise ValueError(
             f"{name} closes over a tensor of shape {tuple(tensor.shape)} that is being "
@@ -86,15 +91,25 @@ def refuse_closed_over(name: str, closure: Closure, x: Tree) -> None:
         )
 
 
-def _first_hidden(closure: Closure, given: Callable[[], set[int]]) -> Tensor | None:
-    """The first tensor that is differentiated or mapped and whose memory is not among the given."""
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _first_hidden(
+    closure: Closure, given: Callable[[], set[int]], excused: Set[int] = frozenset()
+) -> Tensor | None:
+    """The first tensor that is differentiated or mapped and not excused.
+
+    One that torch.func wraps is excused by its identity, another one if its memory is given.
+    """
     known: set[int] | None = None
     for tensor in closure.tensors:
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         if _wrapped(tensor):
             # What a transform that is over has left behind is a constant.
-            if _functorch.is_dead_tensor_wrapper(tensor):  # type: ignore[attr-defined]
+            dead: bool = _functorch.is_dead_tensor_wrapper(tensor)  # type: ignore[attr-defined]
+            if dead or id(tensor) in excused:
                 continue
         elif not tracked(tensor):
             continue

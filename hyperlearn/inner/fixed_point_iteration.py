@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperlearn.inner.equation import Equation
-from hyperlearn.inner.method import InnerMethod, State, wide
+from hyperlearn.inner.method import InnerMethod, State, solved, wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Anderson(InnerMethod):
         used = gram.diagonal(dim1=1, dim2=2) > 0
         eps = torch.finfo(D.dtype).eps
         regular = torch.diag_embed(torch.where(used, (max(self.ridge, eps) * largest)[..., 0], 1.0))
-        gamma = torch.linalg.solve_ex(gram + regular, D @ wide(G)[..., None])[0].to(Y.dtype)
+        gamma = solved(gram + regular, D @ wide(G)[..., None]).to(Y.dtype)
         gamma = torch.where(torch.isfinite(gamma), gamma, 0.0)
         step = self.beta * G - ((dy + self.beta * dG).mT @ gamma)[..., 0]
         following = Y + step

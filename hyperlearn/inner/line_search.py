@@ -19,14 +19,15 @@ def backtracking(
     *,
     decrease: float,
     loss: bool,
+    rounding: Tensor | None = None,
     halvings: int = 40,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``Y + t step`` with the first t of 1, 1/2, 1/4, ... that is accepted.
 
     Accepted is ``merit(Y + t step) <= merit(Y) + decrease t slope`` (Armijo, 1966). Near the
     solution a loss stops telling points apart at ``sqrt(eps)`` of the distance; so a point whose
-    loss is the same up to rounding is accepted too if its gradient is shorter (Hager & Zhang, 2005,
-    eq. 4, have the same purpose).
+    loss is the same up to rounding is accepted too if its gradient is half as long (the purpose of
+    Hager & Zhang, 2005, eq. 4); where no gradient is, rounding is all that is left.
 
     Parameters
     ----------
@@ -38,13 +39,17 @@ def backtracking(
         Share of the slope that is asked for.
     loss
         Whether merit is the loss of `equation`, and not ``|F|^2 / 2``.
+    rounding
+        Of a loss: how far rounding may have moved it, ``(B,)``; None for a few units in its last
+        place, too few where its terms cancel.
 
     Returns
     -------
     Y, F, stuck
         New points, F there, and which members found none (they stay).
     """
-    eps = torch.finfo(Y.dtype).eps
+    if rounding is None:
+        rounding = 8 * torch.finfo(Y.dtype).eps * merit.abs()
     t, norms = torch.ones_like(merit), row_norm(F)
     best, residual = Y, F
     searching = finite(step) & (slope < 0)
@@ -54,8 +59,7 @@ def backtracking(
         found = equation.residual(trial)
         if loss:
             value = equation.value(trial)
-            rounding = 8 * eps * merit.abs()
-            same = ((value - merit).abs() <= rounding) & (row_norm(found) < norms)
+            same = ((value - merit).abs() <= rounding) & (row_norm(found) <= norms / 2)
         else:
             value = found.square().sum(1) / 2
             same = torch.zeros_like(searching)

@@ -10,7 +10,7 @@ from torch import Tensor
 from hyperlearn.conditions import Stationary
 from hyperlearn.inner.equation import Equation
 from hyperlearn.inner.line_search import backtracking
-from hyperlearn.inner.method import InnerMethod, State, wide
+from hyperlearn.inner.method import InnerMethod, State, solved, wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Newton(InnerMethod):
         Y, F = state["y"], state["F"]
         descent = isinstance(equation.conditions, Stationary)
         if "A" in state:
-            step = -_solved(state["A"], F, downhill=descent and self.line_search)
+            step = -_direction(state["A"], F, downhill=descent and self.line_search)
         else:
             step = -equation.solve(Y, F)
         if not self.line_search:
@@ -72,8 +72,17 @@ class Newton(InnerMethod):
         else:
             # d |F|^2/2 along -A^-1 F is -|F|^2.
             merit, slope = F.square().sum(1) / 2, -F.square().sum(1)
+        rounding = _rounding(state, merit) if descent else None
         following, residual, stuck = backtracking(
-            equation, Y, F, step, merit, slope, decrease=self.decrease, loss=descent
+            equation,
+            Y,
+            F,
+            step,
+            merit,
+            slope,
+            decrease=self.decrease,
+            loss=descent,
+            rounding=rounding,
         )
         # Where nothing is gained, neither A nor the point changes.
         return _with_matrix(equation, {"y": following, "F": residual, "stuck": stuck})
@@ -87,7 +96,17 @@ def _with_matrix(equation: Equation, state: State, fresh: Tensor | None = None) 
     return state
 
 
-def _solved(A: Tensor, F: Tensor, *, downhill: bool) -> Tensor:
+def _rounding(state: State, loss: Tensor) -> Tensor:
+    """How far rounding may have moved a loss: by its terms, and those of ``y A y`` may cancel."""
+    terms = loss.abs()
+    if "A" in state:
+        y = state["y"].abs()
+        image = (state["A"].abs() @ y[..., None])[..., 0]
+        terms = terms + (y * image).sum(1) + (y * state["F"].abs()).sum(1)
+    return 8 * torch.finfo(loss.dtype).eps * terms
+
+
+def _direction(A: Tensor, F: Tensor, *, downhill: bool) -> Tensor:
     """``A^-1 F``, or for a loss ``|A|^-1 F`` where A is not positive definite."""
     A, right = wide(A), wide(F)[..., None]
     if downhill:
@@ -102,5 +121,4 @@ def _solved(A: Tensor, F: Tensor, *, downhill: bool) -> Tensor:
         size = values.abs().clamp_min(values.abs().amax(1, keepdim=True) * eps)
         along = (vectors.mT @ right)[..., 0] / torch.where(size == 0, 1.0, size)
         return (vectors @ along[..., None])[..., 0].to(F.dtype)
-    solution = torch.linalg.solve_ex(A, right)[0][..., 0]
-    return solution.to(F.dtype)
+    return solved(A, right)[..., 0].to(F.dtype)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -307,11 +305,11 @@ def test_members_of_unequal_step_counts_are_as_alone(mode: Any) -> None:
             lambda y, x: (x * torch.cosh(y) - torch.sin(x) * y).sum(),
             torch.zeros_like(x),
             x,
-            method=GradientDescent(step_size=0.5, rtol=1e-9),
+            method=GradientDescent(step_size=0.5, rtol=1e-4),
             differentiate=mode,
         )
 
-    X = torch.tensor([[1.9], [0.05], [0.4]], dtype=FLOAT64)
+    X = torch.tensor([[1.9], [0.3], [0.6]], dtype=FLOAT64)
     for transform in (jacrev, jacfwd, lambda f: hessian(lambda x: f(x).sum())):
         alone = torch.stack([transform(f)(x) for x in X])
         torch.testing.assert_close(vmap(transform(f))(X), alone, rtol=1e-12, atol=1e-13)
@@ -366,7 +364,7 @@ def test_identity_is_minus_the_cross_derivative() -> None:
 @pytest.mark.parametrize("mode", ["one_step", "identity", "truncated(3)", "unrolled"])
 def test_second_order_does_not_depend_on_who_differentiates(mode: str) -> None:
     """Of what is held fixed too: torch.func and autograd detach alike."""
-    f = scalar(through(GradientDescent(step_size=S), mode))
+    f = scalar(through(GradientDescent(step_size=S, rtol=1e-4), mode))
     x = POINT.clone().requires_grad_()
     by_autograd = torch.autograd.functional.hessian(f, POINT)
     for transform in (hessian, lambda f: jacrev(jacrev(f)), lambda f: jacrev(jacfwd(f))):
@@ -376,14 +374,14 @@ def test_second_order_does_not_depend_on_who_differentiates(mode: str) -> None:
 
 # --- all modes ------------------------------------------------------------------------------------
 
-MODES = ["implicit", "unrolled", "truncated(200)", "one_step"]
+MODES = ["implicit", "unrolled", "truncated(120)", "one_step"]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_against_differences(mode: str) -> None:
     method = Newton(line_search=False) if mode == "one_step" else GradientDescent(step_size=S)
     f = through(method, mode)
-    expected = differences(through(Newton()), POINT)
+    expected = differences(lambda x: argmin(loss, origin(x), x), POINT)
     torch.testing.assert_close(jacrev(f)(POINT), expected, rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(jacfwd(f)(POINT), expected, rtol=1e-7, atol=1e-8)
 
@@ -451,41 +449,34 @@ def test_without_steps_the_solution_is_the_start() -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def kept_alive(steps: int, checkpoint: bool) -> int:
-    """Tensors of y's size that a graph through so many steps keeps."""
+def kept(steps: int, checkpoint: bool) -> int:
+    """Tensors of y's size that the graph through so many steps keeps."""
     size = 517
-    alive: list[weakref.ref[Any]] = []
-
-    class Kept:
-        def __init__(self, tensor: Tensor) -> None:
-            self.tensor = tensor
-
-    def pack(tensor: Tensor) -> Any:
-        if tensor.numel() != size:
-            return tensor
-        kept = Kept(tensor)
-        alive.append(weakref.ref(kept))
-        return kept
-
-    def unpack(kept: Any) -> Tensor:
-        return kept.tensor if isinstance(kept, Kept) else kept
-
     x = torch.full((size,), 0.7, dtype=FLOAT64, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        y = fixed_point(
-            lambda y, x: torch.cos(x * y),
-            torch.zeros(size, dtype=FLOAT64),
-            x,
-            method=FixedPointIteration(rtol=0.0, maxiter=steps),
-            differentiate=Unroll(checkpoint=checkpoint),
-        )
-    gc.collect()
-    count = sum(ref() is not None for ref in alive)
-    assert y.requires_grad
-    return count
+    y = fixed_point(
+        lambda y, x: torch.cos(x * y),
+        torch.zeros(size, dtype=FLOAT64),
+        x,
+        method=FixedPointIteration(rtol=0.0, maxiter=steps),
+        differentiate=Unroll(checkpoint=checkpoint),
+    )
+    places: set[int] = set()
+    seen: set[Any] = set()
+    waiting = [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [after for after, _ in node.next_functions]
+        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        saved += getattr(node, "saved_tensors", ())
+        places |= {t.data_ptr() for t in saved if isinstance(t, Tensor) and t.numel() == size}
+    return len(places)
 
 
 def test_checkpoints_keep_the_square_root_of_the_states() -> None:
-    few, many = kept_alive(25, True), kept_alive(400, True)
+    few, many = kept(25, True), kept(400, True)
+    assert few >= 5
     assert many <= 4.5 * few, (few, many)  # sqrt(16) = 4
-    assert kept_alive(400, False) > 10 * many
+    assert kept(400, False) > 10 * many

@@ -48,8 +48,6 @@ class Problem:
         Multipliers to start from.
     steps
         Plain iterations ``z <- z - F(z)`` before Newton's, where F is that of a fixed point.
-    fit
-        ``(namespace, x, data) -> `` the same inner problem as a peer states it.
     minimum
         Whether F = 0 is a minimum there; if not, a hypergradient must be flagged.
     """
@@ -67,7 +65,6 @@ class Problem:
     options: Callable[[SimpleNamespace], dict[str, Any]] = lambda data: {}
     extra: np.ndarray = field(default_factory=lambda: np.zeros(0))
     steps: int = 0
-    fit: Any = None
     minimum: bool = True
     batches: tuple[str, ...] = ()
 
