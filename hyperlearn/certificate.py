@@ -146,12 +146,17 @@ class Certificate:
 
     @property
     def relative_error(self) -> float | None:
-        """`error_bound` by ``|grad|``: what is claimed of the error; None where nothing is."""
+        """What is claimed of ``|grad - exact| / |exact|``; None where nothing is.
+
+        ``e / (|grad| - e)`` for the bound e, since ``|exact| >= |grad| - e``; infinite where that is
+        not positive: then the exact hypergradient may be zero.
+        """
         if self.error_bound is None or self.gradient_norm is None:
             return None
         if self.error_bound == 0:
             return 0.0
-        return self.error_bound / self.gradient_norm if self.gradient_norm else math.inf
+        least = self.gradient_norm - self.error_bound
+        return self.error_bound / least if least > 0 else math.inf
 
     def doubt(self, rtol: float = 1e-3) -> str:
         """Why the hypergradient is not to be trusted to this relative error; empty if it is.

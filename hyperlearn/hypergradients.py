@@ -326,6 +326,7 @@ def refined_hypergradient(
     certificate, q, done = found.certify(), found.adjoint, 0
     exact = solver if operator is None and damping == 0 and not solver.truncated else Auto()
     while certificate.doubt(rtol) and done < rounds:
+        assert q is not None  # an implicit estimate has one
         better = correction(oracles, y, x, q, found.gradient, solver=exact, **data)
         if better.contraction < 0.5:
             following, adjoint = better.y, better.q

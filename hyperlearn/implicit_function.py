@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from hyperlearn.conditions import Conditions
 from hyperlearn.inner.equation import DENSE, Axes, Equation, batched
 from hyperlearn.inner.method import InnerInfo
-from operators import Dense
+from operators import Dense, LinearOperator
 from operators.solve_rule import Factor, apply_inverse
 from operators.space import flatten
 from operators.tracing import differentiating, forward_over_forward, readable
@@ -197,7 +197,7 @@ class Problem:
             given = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
             if not differentiating() and readable(y, b, *given):
                 return self._by_numbers(y, x, b, transpose)
-            A = Dense(conditions.dense(y, x))
+            A: LinearOperator = Dense(conditions.dense(y, x))
             return apply_inverse(A, b, Factor(DenseLU(), log), transpose=transpose)
         A = conditions.operator(y, x)
         near = None if self._solved is None else self._solved.byproduct

@@ -104,7 +104,7 @@ class Equation:
 
         # Two sweeps back: a jvp could not be begun where the caller's own forward mode is on.
         def along(y: Tensor, x: Tree, v: Tensor) -> Tensor:
-            _, pull = torch.func.vjp(lambda y: self.conditions.residual(y, x), y)
+            pull = torch.func.vjp(lambda y: self.conditions.residual(y, x), y)[1]
             pushed: Tensor = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(v))[1](v)[0]
             return pushed
 

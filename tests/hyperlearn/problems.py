@@ -156,4 +156,3 @@ POINT = torch.tensor([0.8, 1.3, 0.6], dtype=FLOAT64)
 POINTS = torch.tensor(
     [[0.8, 1.3, 0.6], [0.9, 1.5, 0.5], [0.7, 1.4, 0.55], [1.1, 1.6, 0.9]], dtype=FLOAT64
 )
-

@@ -257,7 +257,9 @@ def test_deep_equilibrium_gives_module_parameters_their_gradients() -> None:
     names = list(parameters)
     (solve(parameters) ** 2).sum().backward()
     got = [parameters[name].grad for name in names]
-    expected = torch.autograd.grad((iterated(parameters) ** 2).sum(), [parameters[n] for n in names])
+    expected = torch.autograd.grad(
+        (iterated(parameters) ** 2).sum(), [parameters[n] for n in names]
+    )
     torch.testing.assert_close(got, list(expected), rtol=1e-8, atol=1e-10)
     constants = {name: p.detach() for name, p in parameters.items()}
     by_func = grad(lambda p: (solve(p) ** 2).sum())(constants)

@@ -88,9 +88,7 @@ def logistic(C: Tensor) -> Tensor:
 
 
 @hl.implicit(
-    loss=lambda w, C: (
-        w.square().sum() / 2 + C * (1 - labels * (X @ w)).clamp_min(0).square().sum()
-    ),
+    loss=lambda w, C: w.square().sum() / 2 + C * (1 - labels * (X @ w)).clamp_min(0).square().sum(),
     rtol=1e-6,
 )
 def squared_hinge(C: Tensor) -> Tensor:

@@ -501,7 +501,9 @@ def test_constants_are_fine() -> None:
 
 def test_a_limit_of_steps_warns_with_numbers_or_raises() -> None:
     F = lambda y, x: y**2 - x  # noqa: E731
-    with pytest.warns(solvers.ConvergenceWarning, match=r"maxiter after 2 iterations with \|F\| = \d"):
+    with pytest.warns(
+        solvers.ConvergenceWarning, match=r"maxiter after 2 iterations with \|F\| = \d"
+    ):
         answer = root(F, ones(3), 1e4 * POINT, method=Newton(maxiter=2), return_info=True)
     assert (answer.info.converged, answer.info.status) == (False, "maxiter")
     assert answer.info.iterations == 2

@@ -136,9 +136,7 @@ LOOPS: dict[str, tuple[InnerMethod, Function]] = {
     "descent": (GradientDescent(step_size=S, **GD), descent),
     "nesterov": (GradientDescent(step_size=S, acceleration="nesterov", **GD), fista),
     "strongly-convex": (
-        GradientDescent(
-            step_size=S, acceleration="strongly-convex", strong_convexity=0.5, **GD
-        ),
+        GradientDescent(step_size=S, acceleration="strongly-convex", strong_convexity=0.5, **GD),
         momentum,
     ),
     "picard": (FixedPointIteration(step_size=0.3, **GD), picard),
