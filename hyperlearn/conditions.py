@@ -178,8 +178,10 @@ class ProximalGradient(Conditions):
         projection.
     penalty
         ``h(y, x)``; None for one that is zero where prox leads to.
-    step_size
-        s.
+
+    Notes
+    -----
+    s is 1 until `take_step` makes it a part of x, where each member of a batch has its own.
     """
 
     noun = "loss"
@@ -190,28 +192,39 @@ class ProximalGradient(Conditions):
         space: Space,
         prox: Callable[[Tree, Any, Tree], Tree],
         penalty: Callable[[Tree, Tree], Tensor] | None = None,
-        step_size: float = 1.0,
     ) -> None:
         super().__init__(loss, space)
         self.smooth = Stationary(loss, space)
-        self.prox, self.penalty, self.step_size = prox, penalty, step_size
+        self.prox, self.penalty = prox, penalty
+        self.step: Callable[[Tree], Any] = lambda x: 1.0
 
     def rebind(self, lifting: Lifting) -> None:
         """The loss alone is rebound."""
         super().rebind(lifting)
         self.smooth.rebind(lifting)
+        self._of_first()
+
+    def take_step(self) -> None:
+        """Take functions of ``(x, s)`` in place of those of x."""
+        loss = self.function
+        self.function = self.smooth.function = lambda y, x: loss(y, x[0])
+        self._of_first()
+        self.step = lambda x: x[1]
+
+    def _of_first(self) -> None:
         prox, penalty = self.prox, self.penalty
         self.prox = lambda y, step, x: prox(y, step, x[0])
         self.penalty = None if penalty is None else lambda y, x: penalty(y, x[0])
 
     def proximal(self, y: Tensor, step: Any, x: Tree) -> Tensor:
         """``prox_{step h}(y)``, flat."""
-        return self._checked("prox", self.prox(self.space.unravel(y), step, x))
+        name = "constraint" if self.penalty is None else "penalty.prox"
+        return self._checked(name, self.prox(self.space.unravel(y), step, x))
 
     def residual(self, y: Tensor, x: Tree) -> Tensor:
         """``y - prox_{s h}(y - s d_y f)``."""
-        forward = y - self.step_size * self.smooth.residual(y, x)
-        return y - self.proximal(forward, self.step_size, x)
+        step = self.step(x)
+        return y - self.proximal(y - step * self.smooth.residual(y, x), step, x)
 
     def value(self, y: Tensor, x: Tree) -> Tensor:
         """``f + h``."""

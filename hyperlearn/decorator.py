@@ -14,7 +14,7 @@ from hyperlearn.conditions import Conditions, FixedPoint, Root, Stationary
 from hyperlearn.implicit_function import Outer, Problem, Solved, solution
 from hyperlearn.inner.equation import Equation
 from hyperlearn.inner.fixed_point_iteration import FixedPointIteration
-from hyperlearn.inner.method import InnerInfo, InnerMethod, State
+from hyperlearn.inner.method import InnerInfo, InnerMethod, State, minimum_or_not
 from hyperlearn.solutions import Answer, lift
 from hyperlearn.unrolling import identity, one_step
 from operators import Space
@@ -240,7 +240,7 @@ class _Called(Problem):
             raise ValueError(f"{self.judge.name} returned NaN or infinite entries")
         self.conditions.space = space
         _, info = self.judge.run(equation, block)
-        return Solved(block, info, None, near)
+        return Solved(block, minimum_or_not(equation, block, info), None, near)
 
 
 def _refuse_tracked(options: dict[str, Any]) -> None:

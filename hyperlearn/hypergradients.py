@@ -250,7 +250,11 @@ def implicit_hypergradient(
                 solver=solver if exact else Auto(),
             )
             bound, distant, curvature = better.error, better.distance, better.smallest
-            if better.detail:
+            if curvature < 0:
+                # A stationary point that is no minimum: no error to a hypergradient is defined.
+                bound = math.inf
+                reason += f"; y is no minimum: the Hessian has curvature {curvature:.3g}"
+            elif better.detail:
                 reason += f"; no estimate of the error: {better.detail}"
         return Certificate(
             inner_stationarity=distance,

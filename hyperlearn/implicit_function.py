@@ -16,7 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import (  # type: ignore[attr-defined]
+    get_unwrapped,
+    is_dead_tensor_wrapper,
+    is_legacy_batchedtensor,
+)
 from torch.utils import _pytree as pytree
 
 from hyperlearn.conditions import Conditions
@@ -333,12 +337,12 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
         y_bar = outputs[0]
         _refuse_legacy_vmap(y_bar)
-        y, *tensors = ctx.saved_tensors
+        y, *tensors = map(living, ctx.saved_tensors)
         return None, None, *ctx.problem.pull_back(y, tensors, y_bar, ctx.needs_input_grad[2:])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
-        y, *tensors = ctx.saved_tensors
+        y, *tensors = map(living, ctx.saved_tensors)
         moving = list(tangents[2:])
         _refuse_legacy_vmap(*moving)
         if all(tangent is None for tangent in moving):
@@ -366,3 +370,14 @@ def _refuse_legacy_vmap(*tensors: Tensor | None) -> None:
             "(is_grads_batched=True, or vectorize=True of torch.autograd.functional); use "
             "torch.func.jacrev or jacfwd instead"
         )
+
+
+def living(tensor: Tensor) -> Tensor:
+    """Without what transforms that are over have wrapped around it.
+
+    A graph that ``torch.func.vjp`` has left behind keeps its tensors so. torch's own operations take
+    no notice; a Function to which they are handed on does.
+    """
+    while is_dead_tensor_wrapper(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor

@@ -29,7 +29,7 @@ from hyperlearn.inner.fixed_point_iteration import Anderson
 from hyperlearn.inner.gradient_descent import GradientDescent, largest_curvature
 from hyperlearn.inner.lbfgs import LBFGS
 from hyperlearn.inner.levenberg_marquardt import LevenbergMarquardt
-from hyperlearn.inner.method import InnerInfo, InnerMethod
+from hyperlearn.inner.method import InnerInfo, InnerMethod, minimum_or_not
 from hyperlearn.inner.newton import Newton
 from hyperlearn.kkt import KKTPoint, kkt_residual, kkt_start
 from hyperlearn.lifting import Lifting
@@ -215,8 +215,10 @@ def argmin(
 
     Notes
     -----
-    Of several minima, or saddle points, it is the one that the method finds from y0; to first order
-    it depends on x as this says as long as the Hessian is not singular.
+    Of several minima it is the one that the method finds from y0; to first order it depends on x as
+    this says as long as the Hessian is not singular. Up to 256 unknowns a stationary point that is
+    no minimum is told as not converged (``info.status == "saddle"``); for such a one take `root` of
+    the gradient.
 
     Examples
     --------
@@ -354,9 +356,11 @@ def _solution(
             raise ValueError(f"differentiate={differentiate!r} with {type(method).__name__}: {why}")
     if differentiating():
         x = lift(conditions, x)
+    start = conditions.space.ravel(y0).detach()
+    if isinstance(conditions, ProximalGradient):
+        x = _with_step(conditions, start, x)
     outer, tensors = Outer.of(x)
     problem = Problem(conditions, _by(method), outer, linear_solver)
-    start = conditions.space.ravel(y0).detach()
     if mode == "implicit":
         y, _ = solution(problem, start, tensors)
     else:
@@ -374,17 +378,23 @@ def _solution(
     return Answer(tree, info) if return_info else tree
 
 
+def _with_step(conditions: ProximalGradient, start: Tensor, x: Tree) -> Tree:
+    """``(x, s)``: F is to be measured with a step that suits the loss, of each member its own."""
+    outer, tensors = Outer.of(x)
+    equation = Equation(conditions, outer, [tensor.detach() for tensor in tensors])
+    step = 1 / largest_curvature(equation, start[None])[0]
+    conditions.take_step()
+    return x, step.detach()
+
+
 def _by(method: InnerMethod) -> Callable[[Equation, Tensor], Solved]:
     """The method as an inner solver; members one by one where it takes no blocks."""
 
     def solve(equation: Equation, Y: Tensor) -> Solved:
         if not method.blocks and equation.sizes:
             return _one_by_one(method, equation, Y)
-        conditions = equation.conditions
-        if isinstance(conditions, ProximalGradient):
-            # F is measured with a step that suits the loss; the solution is the same for all.
-            conditions.step_size = 1 / float(largest_curvature(equation, Y).max())
         state, info = method.run(equation, Y)
+        info = minimum_or_not(equation, state["y"], info, state.get("A"))
         return Solved(state["y"], info, state.get("A"), equation.prepared)
 
     return solve
@@ -396,8 +406,10 @@ def _one_by_one(method: InnerMethod, equation: Equation, Y: Tensor) -> Solved:
     worst = max(infos, key=lambda info: (not info.converged, info.residual))
     steps = torch.tensor([info.iterations for info in infos], device=Y.device)
     residuals = torch.tensor([info.residual for info in infos], device=Y.device)
+    failed = sum(not info.converged for info in infos)
     info = replace(
         worst,
+        reason=worst.reason + (f" ({failed} of {len(infos)} members)" if failed else ""),
         iterations=int(steps.max()),
         evaluations=sum(info.evaluations for info in infos),
         seconds=sum(info.seconds for info in infos),

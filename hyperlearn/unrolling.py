@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hyperlearn.implicit_function import Problem
+from hyperlearn.implicit_function import Problem, living
 from hyperlearn.inner.equation import Equation
 from hyperlearn.inner.method import InnerMethod, State, spread
 
@@ -202,7 +202,7 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *bars: Any) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+        tensors = [living(tensor) for tensor in ctx.saved_tensors]
         moving = [i for i, tensor in enumerate(tensors) if tensor.is_floating_point()]
 
         def of_moving(*moved: Tensor) -> Any:
@@ -219,7 +219,7 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        tensors, given = ctx.saved_tensors, tangents[1:]
+        tensors, given = [living(tensor) for tensor in ctx.saved_tensors], tangents[1:]
         moving = [i for i, tensor in enumerate(tensors) if tensor.is_floating_point()]
 
         def of_moving(*moved: Tensor) -> Any:

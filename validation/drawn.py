@@ -12,7 +12,9 @@ try:
     from hypothesis import strategies as st
     from hypothesis.errors import HypothesisWarning
 except ModuleNotFoundError as error:  # the tests need it, the library does not
-    raise SystemExit("validation draws its cases with hypothesis: pip install hypothesis") from error
+    raise SystemExit(
+        "validation draws its cases with hypothesis: pip install hypothesis"
+    ) from error
 
 from validation.report import Case
 

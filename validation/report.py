@@ -50,6 +50,9 @@ class Case:
         What warned of it: an exception, a warning, the certificate's doubt; empty for nothing.
     biased
         Whether an approximation was asked for, so that an error need not be flagged.
+    valid
+        Whether there is a hypergradient: at a saddle point there is a number only, by the formula,
+        and an answer that is not flagged is wrong whatever its error.
     seconds
         Of the computation under test.
     certificate
@@ -65,6 +68,7 @@ class Case:
     uncertainty: float = 0.0
     flagged: str = ""
     biased: bool = False
+    valid: bool = True
     seconds: float = 0.0
     certificate: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,17 +83,22 @@ class Case:
         return max(self.error - self.uncertainty, 0.0)
 
     @property
+    def wrong(self) -> bool:
+        """Whether the answer is one that must be flagged."""
+        return self.answered and not self.biased and not (self.valid and self.excess <= WRONG)
+
+    @property
     def verdict(self) -> str:
         """What to make of it; one of `FAILURES` is one."""
         if self.answered and self.excess > FACTOR * self.claimed:
             return "claim violated"
         if self.flagged:
-            return "false alarm" if self.error < RIGHT else "flagged"
+            return "false alarm" if self.valid and self.error < RIGHT else "flagged"
         if not self.answered:
             return "no answer"
         if self.biased:
             return "biased, as asked"
-        if not self.excess <= WRONG:
+        if self.wrong:
             return "wrong, not flagged"
         return "disagrees" if self.excess > self.tolerance else "ok"
 
@@ -134,7 +143,7 @@ def write(cases: Sequence[Case], path: Path, **attributes: Any) -> None:
         file.attrs.update({key: str(value) for key, value in environment(**attributes).items()})
         for column in (
             "group", "name", "parameters", "error", "claimed", "tolerance", "uncertainty",
-            "flagged", "biased", "seconds", "verdict", "failed",
+            "flagged", "biased", "valid", "seconds", "verdict", "failed",
         ):  # fmt: skip
             _column(file, f"cases/{column}", [getattr(case, column) for case in cases])
         for name in names:
@@ -157,13 +166,12 @@ def summary(cases: Iterable[Case]) -> dict[str, float]:
         for case in cases
         if math.isfinite(case.claimed) and 0 < case.error < math.inf and not case.flagged
     ]
-    judged = [case for case in cases if not case.biased]
     return {
         "cases": len(cases),
         "answers": sum(case.answered for case in cases),
         "claims": sum(not math.isnan(case.claimed) for case in cases),
         "claim violated": sum(case.verdict == "claim violated" for case in cases),
-        "wrong": sum(case.answered and not case.excess <= WRONG for case in judged),
+        "wrong": sum(case.wrong for case in cases),
         "wrong, not flagged": sum(case.verdict == "wrong, not flagged" for case in cases),
         "disagrees": sum(case.verdict == "disagrees" for case in cases),
         "flagged": sum(bool(case.flagged) for case in cases),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hyperlearn.inner.equation import Equation
 from hyperlearn.inner.line_search import backtracking
-from hyperlearn.inner.method import InnerMethod, State, spread
+from hyperlearn.inner.method import InnerMethod, State, row_norm, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class Broyden(InnerMethod):
     memory
         Updates that are kept; beyond, it starts afresh.
     initial
-        ``H_0 = initial I``; None: the matrix is ``|y| / |F|``-free, 1.
+        ``H_0 = initial I``. None: the multiple of I that is best along F at the first points,
+        ``F^T A F / |A F|^2``, for one product with A; 1 where that is 0 or no number.
     rtol, atol, maxiter, strict
         As for `InnerMethod`.
 
@@ -44,7 +45,7 @@ class Broyden(InnerMethod):
     maxiter: int = 500
     update: Literal["good", "bad"] = "good"
     memory: int = 50
-    initial: float = 1.0
+    initial: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,24 +63,31 @@ class Broyden(InnerMethod):
         empty = Y.new_zeros(Y.shape[0], self.memory, Y.shape[1])
         count = torch.zeros(Y.shape[0], dtype=torch.long, device=Y.device)
         never = torch.zeros_like(count, dtype=torch.bool)
+        F = equation.residual(Y)
+        scale = torch.full_like(Y[:, 0], self.initial or 1.0)
+        if self.initial is None:
+            unit = F / row_norm(F).clamp_min(torch.finfo(F.dtype).tiny).to(F.dtype)[:, None]
+            image = equation.product(Y, unit)
+            best = (unit * image).sum(1) / image.square().sum(1)
+            scale = torch.where(torch.isfinite(best) & (best != 0), best, scale)
         return {
-            "y": Y, "F": equation.residual(Y), "u": empty, "v": empty, "count": count,
-            "stuck": never,
+            "y": Y, "F": F, "u": empty, "v": empty, "count": count, "scale": scale, "stuck": never,
         }  # fmt: skip
 
     def advance(self, equation: Equation, state: State) -> State:
         """One step, and one update of H."""
         Y, F, u, v, count = (state[name] for name in ("y", "F", "u", "v", "count"))
-        step = -self._apply(u, v, F)
+        scale = state["scale"][:, None]
+        step = -_apply(scale, u, v, F)
         merit = F.square().sum(1) / 2
         # F^T A s is not known; if H were A^-1 it would be -|F|^2.
         following, residual, failed = backtracking(
             equation, Y, F, step, merit, -2 * merit, decrease=1e-4, loss=False, halvings=12
         )
         moved, change = following - Y, residual - F
-        image = self._apply(u, v, change)
+        image = _apply(scale, u, v, change)
         if self.update == "good":
-            row = self._apply(v, u, moved)  # H^T s
+            row = _apply(scale, v, u, moved)  # H^T s
             weight = (moved * image).sum(1)
         else:
             row, weight = change, change.square().sum(1)
@@ -97,11 +105,13 @@ class Broyden(InnerMethod):
             "u": u + slot * column[:, None],
             "v": v + slot * row[:, None],
             "count": count + (usable & ~fresh),
+            "scale": state["scale"],
             # Even H_0 did not help.
             "stuck": failed & (state["count"] == 0),
         }
 
-    def _apply(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        """``(H_0 + sum u v^T) w``."""
-        along = v @ w[..., None]  # (B, m, 1)
-        return self.initial * w + (u.mT @ along)[..., 0]
+
+def _apply(scale: Tensor, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+    """``(H_0 + sum u v^T) w``."""
+    along = v @ w[..., None]  # (B, m, 1)
+    return scale * w + (u.mT @ along)[..., 0]

@@ -110,8 +110,9 @@ class LBFGS(InnerMethod):
         low, high = torch.zeros_like(t), torch.full_like(t, torch.inf)
         searching = torch.ones_like(t, dtype=torch.bool)
         best_y, best_g, best_value = Y, state["F"], value
-        # The rounding of f, below which its differences say nothing.
-        rounding = 16 * torch.finfo(Y.dtype).eps * value.abs()
+        # Below this, differences of f say nothing: its rounding, which is that of its terms and may
+        # be many units in its own last place.
+        rounding = torch.finfo(Y.dtype).eps ** (2 / 3) * value.abs()
         for _ in range(40):
             trial = Y + spread(t, Y) * d
             g, f = equation.residual(trial), equation.value(trial)

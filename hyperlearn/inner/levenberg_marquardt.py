@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hyperlearn.conditions import Conditions, LeastSquares, Stationary
 from hyperlearn.inner.equation import DENSE, Equation
+from hyperlearn.inner.line_search import rounding_of
 from hyperlearn.inner.method import InnerMethod, State, finite, row_norm, spread, wide
 from operators import Identity, Jacobian, LinearOperator
 from solvers import CG, MINRES, solve
@@ -84,7 +85,8 @@ class LevenbergMarquardt(InnerMethod):
         gained = merit - value
         eps = torch.finfo(Y.dtype).eps
         # Where rounding hides what the merit gains, F decides.
-        level = (gained.abs() <= 16 * eps * merit.abs()) & (row_norm(F) < row_norm(state["F"]))
+        hidden = gained.abs() <= 2 * rounding_of(merit, Y, state.get("B"))
+        level = hidden & (row_norm(F) < row_norm(state["F"]))
         good = ((gained > 0) & (promised > 0) | level) & finite(F)
         ratio = torch.where(level, 1.0, gained / torch.where(promised > 0, promised, 1.0))
         shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp_min(1 / 3)

@@ -72,3 +72,15 @@ def backtracking(
             break
         t = torch.where(searching, t / 2, t)
     return best, residual, stuck | searching
+
+
+def rounding_of(merit: Tensor, Y: Tensor, A: Tensor | None) -> Tensor:
+    """How far rounding may have moved a loss, ``(B,)``: ``8 eps (|f| + |y|^T |A| |y|)``.
+
+    Those are the terms of ``y^T A y / 2``. They may cancel, and then the loss says less of itself.
+    """
+    terms = merit.abs()
+    if A is not None:
+        sizes = Y.abs().to(A.dtype)
+        terms = terms + (sizes * (A.abs() @ sizes[..., None])[..., 0]).sum(1).to(merit.dtype)
+    return 8 * torch.finfo(Y.dtype).eps * terms

@@ -6,14 +6,14 @@ import math
 import time
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from hyperlearn.conditions import Conditions
-from hyperlearn.inner.equation import Equation
+from hyperlearn.conditions import Conditions, Stationary
+from hyperlearn.inner.equation import DENSE, Equation
 from operators.tracing import tracked
 from solvers import ConvergenceWarning, Info, NotConvergedError
 
@@ -38,7 +38,8 @@ class InnerInfo:
         Settings.
     status
         ``"converged"``, ``"maxiter"``, ``"stagnated"`` (no step helps: as a rule the limit of the
-        dtype, or a minimum of ``|F|`` that is no root) or ``"diverged"``.
+        dtype, or a minimum of ``|F|`` that is no root), ``"diverged"``, or ``"saddle"`` (of a loss:
+        stationary, but no minimum).
     reason
         The same in a sentence, with the numbers.
     history
@@ -272,6 +273,31 @@ class InnerMethod(ABC):
         if self.strict:
             raise NotConvergedError(_as_linear(info))
         warnings.warn(info.reason, ConvergenceWarning, stacklevel=2)
+
+
+def minimum_or_not(
+    equation: Equation, Y: Tensor, info: InnerInfo, A: Tensor | None = None
+) -> InnerInfo:
+    """The same, but not converged where a loss has negative curvature at its stationary point.
+
+    Looked for up to 256 unknowns, where the Hessian can be formed, in those that are converged. A
+    saddle point or a maximum can be had as a `root` of the gradient.
+    """
+    conditions = equation.conditions
+    small = conditions.space.size <= DENSE and not conditions.given
+    if not (isinstance(conditions, Stationary) and small and info.converged and Y.numel()):
+        return info
+    values = torch.linalg.eigvalsh(wide(equation.matrix(Y) if A is None else A))
+    size = values.abs().amax(1)
+    rounding = 16 * Y.shape[1] * torch.finfo(values.dtype).eps * size
+    lowest = values[:, 0]
+    saddles = lowest < -rounding
+    if not bool(saddles.any()):
+        return info
+    found = f"the Hessian has curvature {float(lowest.min()):.3g} there: no minimum"
+    if len(Y) > 1:
+        found += f" ({int(saddles.sum())} of {len(Y)} members)"
+    return replace(info, converged=False, status="saddle", reason=f"{info.reason}; but {found}")
 
 
 def _as_linear(info: InnerInfo) -> Info:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperlearn.conditions import Stationary
 from hyperlearn.inner.equation import Equation
-from hyperlearn.inner.line_search import backtracking
+from hyperlearn.inner.line_search import backtracking, rounding_of
 from hyperlearn.inner.method import InnerMethod, State, solved, wide
 
 
@@ -72,7 +72,7 @@ class Newton(InnerMethod):
         else:
             # d |F|^2/2 along -A^-1 F is -|F|^2.
             merit, slope = F.square().sum(1) / 2, -F.square().sum(1)
-        rounding = _rounding(state, merit) if descent else None
+        rounding = rounding_of(merit, Y, state.get("A")) if descent else None
         following, residual, stuck = backtracking(
             equation,
             Y,
@@ -94,16 +94,6 @@ def _with_matrix(equation: Equation, state: State, fresh: Tensor | None = None) 
     if fresh is not None:
         state["stuck"] = torch.zeros(fresh.shape[0], dtype=torch.bool, device=fresh.device)
     return state
-
-
-def _rounding(state: State, loss: Tensor) -> Tensor:
-    """How far rounding may have moved a loss: by its terms, and those of ``y A y`` may cancel."""
-    terms = loss.abs()
-    if "A" in state:
-        y = state["y"].abs()
-        image = (state["A"].abs() @ y[..., None])[..., 0]
-        terms = terms + (y * image).sum(1) + (y * state["F"].abs()).sum(1)
-    return 8 * torch.finfo(loss.dtype).eps * terms
 
 
 def _direction(A: Tensor, F: Tensor, *, downhill: bool) -> Tensor:

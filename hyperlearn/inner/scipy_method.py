@@ -92,8 +92,9 @@ class SciPy(InnerMethod):
         info = self._judge(tolerance, state, met, count, history, equation, start)
         if said and not info.converged:
             # It stopped of itself, whether at its limit of steps or at one of its tolerances.
-            info = replace(info, status="stagnated" if steps < self.maxiter else "maxiter")
-            info = replace(info, reason=f"{info.reason} (scipy: {said})")
+            status = "stagnated" if info.status == "maxiter" and steps < self.maxiter else info.status
+            reason = info.reason.replace(f": {info.status} after", f": {status} after", 1)
+            info = replace(info, status=status, reason=f"{reason} (scipy: {' '.join(said.split())})")
         return state, info
 
     def _solve(self, equation: Equation, Y: Tensor, target: float) -> tuple[np.ndarray, int, str]:

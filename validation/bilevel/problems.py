@@ -50,6 +50,8 @@ class Problem:
         Plain iterations ``z <- z - F(z)`` before Newton's, where F is that of a fixed point.
     minimum
         Whether F = 0 is a minimum there; if not, a hypergradient must be flagged.
+    batches
+        Data of the inner loss, a mean over their rows, that can be handed over as a batch.
     """
 
     family: str
@@ -81,9 +83,7 @@ class Problem:
     def single(self) -> Problem:
         """The same in float32: its data are rounded, and it has a reference of its own."""
         small = {name: _rounded(value) for name, value in self.data.items()}
-        return replace(
-            self, dtype="float32", data=small, y0=_rounded(self.y0), x=_rounded(self.x)
-        )
+        return replace(self, dtype="float32", data=small, y0=_rounded(self.y0), x=_rounded(self.x))
 
     def on(self, convert: Callable[[np.ndarray], Any]) -> SimpleNamespace:
         """The data as another library's arrays."""
@@ -128,6 +128,12 @@ def sigmoid(xp: Any, z: Any) -> Any:
     return 1 / (1 + xp.exp(-z))
 
 
+def log_cosh(xp: Any, z: Any) -> Any:
+    """``log cosh z``, of any size: autograd's second derivative of the plain one overflows."""
+    size = xp.where(z.real > 0, z, -z)
+    return size + xp.log1p(xp.exp(-2 * size)) - np.log(2.0)
+
+
 def spectrum(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     """A symmetric matrix with these eigenvalues, its eigenvectors drawn."""
     Q, _ = np.linalg.qr(rng.standard_normal((len(values), len(values))))
@@ -142,7 +148,7 @@ def _sets(rng: np.random.Generator, m: int, n: int) -> dict[str, np.ndarray]:
     return {"A": A, "B": B, "t": A @ truth + noise[0], "s": B @ truth + noise[1]}
 
 
-# --- regressions: mean loss of a linear model + penalties that x sets ------------------------------
+# --- regressions: mean loss of a linear model + penalties that x sets -----------------------------
 
 
 def regression(
@@ -200,7 +206,7 @@ LOSSES: dict[str, tuple[Function, Function]] = {
         lambda xp, z, t: (z - t) / xp.sqrt(1 + (z - t) ** 2),
     ),
     "log-cosh": (
-        lambda xp, z, t: xp.log(xp.cosh(z - t)),
+        lambda xp, z, t: log_cosh(xp, z - t),
         lambda xp, z, t: xp.tanh(z - t),
     ),
 }
@@ -335,7 +341,7 @@ def quadratic(
         u = y / unit
         value = xp.sum(u * (d.H @ u)) / 2 + xp.sum(u * (d.C @ x + d.c))
         if curved:
-            value = value + curved * xp.sum(xp.log(xp.cosh(d.W @ u)))
+            value = value + curved * xp.sum(log_cosh(xp, d.W @ u))
         return si * value
 
     def F(xp: Any, y: Any, x: Any, d: Any) -> Any:
@@ -405,8 +411,12 @@ def equilibrium(label: str, rng: np.random.Generator, n: int, gain: float) -> Pr
         return xp.sum((y - d.target) ** 2) / 2 + xp.sum(x * x) / 10
 
     x = np.concatenate([[0.0], rng.normal(size=3)])
-    return Problem("deep equilibrium", label, "fixed point", T, outer,
-                   lambda xp, y, x, d: y - T(xp, y, x, d), data, np.zeros(n), x, steps=500)  # fmt: skip
+
+    def F(xp: Any, y: Any, x: Any, d: Any) -> Any:
+        return y - T(xp, y, x, d)
+
+    return Problem("deep equilibrium", label, "fixed point", T, outer, F, data, np.zeros(n), x,
+                   steps=500)  # fmt: skip
 
 
 def exponentials(label: str, rng: np.random.Generator, m: int) -> Problem:
@@ -489,9 +499,7 @@ def penalised(family: str, label: str, rng: np.random.Generator, m: int, n: int)
     indices = [list(range(3 * g, 3 * g + 3)) for g in range(groups)]
     made: dict[str, Callable[[], Any]] = {
         "lasso": lambda: hl.L1(lambda x: torch.exp(x[0])),
-        "elastic net": lambda: hl.ElasticNet(
-            lambda x: torch.exp(x[0]), lambda x: torch.exp(x[1])
-        ),
+        "elastic net": lambda: hl.ElasticNet(lambda x: torch.exp(x[0]), lambda x: torch.exp(x[1])),
         "group lasso": lambda: hl.GroupLasso(lambda x: torch.exp(x[0]), indices),
     }
     x = np.array([-1.0, 0.3]) if family != "elastic net" else np.array([-1.0, -2.0, 0.3])
@@ -587,8 +595,8 @@ def zoo(seed: int = 0) -> Iterator[Problem]:
     doubles = list(_doubles(seed))
     yield from doubles
     for problem in doubles:
-        again = problem.label.endswith("a")
-        if again and problem.family not in ("near-singular", "singular", "ill-conditioned 1e8"):
+        # Beyond 1e7 a condition number means nothing in float32.
+        if problem.label.endswith("a") and problem.family != "ill-conditioned 1e8":
             yield problem.single()
 
 

@@ -144,8 +144,11 @@ class Meeting:
             yield from self.inexact()
             yield from self.surrogates()
         yield from self.differentiated()
-        # A derivative of values that are exact to the tolerance of the inner solve.
-        yield Mode("finite differences", self.differences, 1e5 * self.eps ** (2 / 3))
+        yield self.finite_differences()
+
+    def finite_differences(self) -> Mode:
+        """Of values that are exact to the tolerance of the inner solve."""
+        return Mode("finite differences", self.differences, 1e5 * self.eps ** (2 / 3))
 
     def by(self, y: Tensor | None = None, **options: Any) -> Callable[[], Answer]:
         """`hyperlearn.hypergradient` at y, by default the solution."""
@@ -198,7 +201,9 @@ class Meeting:
             for kind in ("descent", "random"):
                 y = self.stopped(size, kind)
                 for name in ("CG", "DenseLU"):
-                    yield Mode(f"{name}, y off by {size:g}, {kind}", self.by(y, solver=EXACT[name]()))
+                    yield Mode(
+                        f"{name}, y off by {size:g}, {kind}", self.by(y, solver=EXACT[name]())
+                    )
         yield Mode("refined from y off by 0.01", self.by(self.stopped(1e-2, "random"), refine=True))
 
     def surrogates(self) -> Iterator[Mode]:
@@ -275,7 +280,9 @@ class Meeting:
             method = hl.inner.GradientDescent(step_size=smooth, acceleration="none")
         if reference.condition < 30:
             # A derivative converges as the steps do, later by a factor of their number.
-            yield Mode("unrolled", self.through(method=method, differentiate="unrolled"), 1e3 * loose)
+            yield Mode(
+                "unrolled", self.through(method=method, differentiate="unrolled"), 1e3 * loose
+            )
         exact = kind == "root"  # one step of Newton's is exact
         if reference.condition < 1e3:
             yield Mode("truncated(5)",
@@ -322,27 +329,28 @@ class Meeting:
         return Answer(torch.func.vmap(torch.func.grad(value))(batch)[0])
 
     def differences(self) -> Answer:
-        """Central differences of the value function along three axes.
+        """Central differences of the value function along a random direction v, ``|v| = 1``.
 
-        Their uncertainty is that of the function as the inner solver computes it, to its own
-        tolerance: no claim about the hypergradient.
+        What is returned is the exact hypergradient with its part along v replaced. The uncertainty
+        is that of the function as the inner solver computes it, to its own tolerance: no claim
+        about the hypergradient.
         """
-        slopes, unsure = [], []
-        for axis in torch.eye(len(self.x), dtype=self.dtype, device=self.device)[:3]:
+        exact = self.problem.reference.gradient.astype(float)
+        v = np.random.default_rng(0).standard_normal(len(exact))
+        v /= np.linalg.norm(v)
+        along = self.tensor(v)
 
-            def value(t: float, axis: Tensor = axis) -> float:
-                x = self.x + t * axis
-                return float(self.outer(self.solved(x)[0], x))
+        def value(t: float) -> float:
+            x = self.x + t * along
+            return float(self.outer(self.solved(x)[0], x))
 
-            found = sweep(value, value_noise(value, self.eps), self.eps).best
-            if found is None:
-                raise ArithmeticError("the value function is not finite around x")
-            slopes.append(found.slope)
-            unsure.append(found.uncertainty)
-        gradient = torch.tensor(slopes, dtype=torch.float64)
-        unsure_by = float(np.linalg.norm(unsure)) / float(gradient.norm())
-        doubt = "" if unsure_by <= RTOL else f"differences are uncertain by {unsure_by:.3g}"
-        return Answer(gradient, doubt=doubt, certificate={"uncertainty": unsure_by})
+        found = sweep(value, value_noise(value, self.eps), self.eps).best
+        if found is None:
+            raise ArithmeticError("the value function is not finite around x")
+        gradient = torch.as_tensor(exact + (found.slope - exact @ v) * v)
+        unsure = found.uncertainty / float(np.linalg.norm(exact))
+        doubt = "" if unsure <= RTOL else f"differences are uncertain by {unsure:.3g}"
+        return Answer(gradient, doubt=doubt, certificate={"uncertainty": unsure})
 
 
 def met(group: str, name: str, problem: Problem, mode: Mode, **parameters: Any) -> Case:
@@ -362,14 +370,11 @@ def met(group: str, name: str, problem: Problem, mode: Mode, **parameters: Any) 
         error = relative_error(answer.gradient, reference.gradient)
         claimed, certificate = answer.claimed, answer.certificate or {}
         flags += [answer.doubt] * bool(answer.doubt)
-        if not problem.minimum and not mode.biased:
-            error = math.inf  # of no minimum there is no hypergradient
     tolerance = mode.accuracy * max(reference.condition, 1.0)
+    described = {"problem": problem.name, "condition": f"{reference.condition:.1e}", **parameters}
     return Case(
-        group, name,
-        json.dumps({"problem": problem.name, "condition": f"{reference.condition:.1e}", **parameters}),
-        error, claimed, tolerance, reference.uncertainty, "; ".join(flags), mode.biased, seconds,
-        certificate,
+        group, name, json.dumps(described), error, claimed, tolerance, reference.uncertainty,
+        "; ".join(flags), mode.biased, problem.minimum, seconds, certificate,
     )  # fmt: skip
 
 
