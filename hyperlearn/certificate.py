@@ -148,8 +148,8 @@ class Certificate:
     def relative_error(self) -> float | None:
         """What is claimed of ``|grad - exact| / |exact|``; None where nothing is.
 
-        ``e / (|grad| - e)`` for the bound e, since ``|exact| >= |grad| - e``; infinite where that is
-        not positive: then the exact hypergradient may be zero.
+        ``e / (|grad| - e)`` for the bound e, since ``|exact| >= |grad| - e``; infinite where that
+        is not positive: then the exact hypergradient may be zero.
         """
         if self.error_bound is None or self.gradient_norm is None:
             return None

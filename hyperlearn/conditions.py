@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hyperlearn.lifting import Lifting
+from hyperlearn.lifting import Lifting, Watch
 from operators import Hessian, Jacobian, LinearOperator, Space
 
 Tree = Any
@@ -44,6 +44,8 @@ class Conditions(ABC):
         self, function: Callable[..., Any], space: Space, operator: OperatorOf | None = None
     ) -> None:
         self.function, self.space, self._operator = function, space, operator
+        # What the functions reach, where derivatives may be asked for.
+        self.watch: Watch | None = None
 
     @abstractmethod
     def residual(self, y: Tensor, x: Tree) -> Tensor:
@@ -73,6 +75,10 @@ class Conditions(ABC):
     def _linearized(self, y: Tensor, x: Tree) -> LinearOperator:
         return Jacobian(self.residual, y, x)
 
+    def freeze(self, lifting: Lifting) -> None:
+        """Take the functions as they were when they were lifted."""
+        self.function, self._operator = lifting.functions[:2]
+
     def rebind(self, lifting: Lifting) -> None:
         """Take functions of ``(x, lifted tensors)`` in place of the user's, which are of x."""
         self.function = lifting.called(0)
@@ -86,7 +92,7 @@ class Conditions(ABC):
 
     def dense(self, y: Tensor, x: Tree) -> Tensor:
         """``A`` in full, ``(n, n)``: n sweeps back at once."""
-        return torch.func.jacrev(self.residual)(y, x)
+        return torch.func.jacrev(lambda y: self.residual(y, x))(y)
 
     def _checked(self, name: str, value: Any) -> Tensor:
         """A flat tree like y; the user hears of another structure in his own terms."""
@@ -95,8 +101,10 @@ class Conditions(ABC):
                 came = str(Space.of(value))
             except (TypeError, ValueError):
                 came = type(value).__name__
-            raise ValueError(f"{name}(y, x) returned {came}; expected the structure of y0, "
-                             f"{self.space}")  # fmt: skip
+            order = "" if self.space.treespec.is_leaf() else " (the order of keys counts)"
+            raise ValueError(
+                f"{name}(y, x) returned {came}; expected the structure of y0, {self.space}{order}"
+            )
         return self.space.ravel(value, name)
 
 
@@ -197,6 +205,11 @@ class ProximalGradient(Conditions):
         self.smooth = Stationary(loss, space)
         self.prox, self.penalty = prox, penalty
         self.step: Callable[[Tree], Any] = lambda x: 1.0
+
+    def freeze(self, lifting: Lifting) -> None:
+        """The loss alone is frozen."""
+        super().freeze(lifting)
+        self.smooth.freeze(lifting)
 
     def rebind(self, lifting: Lifting) -> None:
         """The loss alone is rebound."""

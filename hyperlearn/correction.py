@@ -94,6 +94,14 @@ def correction(
             f"Newton's steps shrink by {contraction:.2g} only: y is too far from a solution for an "
             "estimate"
         )
+    elif norm(F) > noise and norm(rest) > noise:
+        # A step across a jump of the curvature lands on the wrong side, however short it is.
+        left = norm(oracles.inner_gradient(better, x, inner_batch))
+        if left > max(noise, norm(rest) / 2):
+            detail = (
+                f"a further step leaves {left / norm(rest):.2g} of the gradient: the curvature "
+                "jumps near y"
+            )
     b, direct = oracles.outer_gradients(better, x, outer_batch)
     H_better = _Curvature(oracles.hessian(better, x, inner_batch), solver, ends=False)
     refined = q + H_better.solve(b - H_better.A @ q)

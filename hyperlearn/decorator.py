@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +12,11 @@ import torch
 from torch import Tensor
 
 from hyperlearn.conditions import Conditions, FixedPoint, Root, Stationary
-from hyperlearn.implicit_function import Outer, Problem, Solved, solution
+from hyperlearn.implicit_function import Outer, Problem, Rule, Solved, solution
 from hyperlearn.inner.equation import Equation
 from hyperlearn.inner.fixed_point_iteration import FixedPointIteration
 from hyperlearn.inner.method import InnerInfo, InnerMethod, State, minimum_or_not
 from hyperlearn.solutions import Answer, lift
-from hyperlearn.unrolling import identity, one_step
 from operators import Space
 from operators.space import flatten
 from operators.tracing import differentiating, tracked
@@ -125,7 +125,7 @@ def implicit(
 
         @functools.wraps(solver)
         def solved(*args: Any, **options: Any) -> Any:
-            _refuse_tracked(options)
+            _refuse_keywords(options, condition, name)
 
             def of(y: Tree, x: Sequence[Any]) -> Any:
                 return condition(y, *x)
@@ -139,22 +139,18 @@ def implicit(
             x: Any = args
             if differentiating():
                 x = lift(conditions, args)
+            lifted = x is not args
 
             def solve(x: Any) -> Any:
                 with torch.enable_grad():
-                    return solver(*(x if conditions.function is of else x[0]), **options)
+                    return solver(*(x[0] if lifted else x), **options)
 
             outer, tensors = Outer.of(x)
-            problem = _Called(conditions, solve, judge, byproduct, outer, linear_solver)
-            start = torch.zeros(())
-            if differentiate == "implicit":
-                y, _ = solution(problem, start, tensors)
-            else:
-                y, _ = solution(problem, start, [tensor.detach() for tensor in tensors])
-                if differentiate == "one_step":
-                    y = one_step(problem, FixedPointIteration(), y, tensors)
-                else:
-                    y = identity(problem, y, tensors)
+            rule: Rule = "identity" if differentiate == "identity" else "implicit"
+            if differentiate == "one_step":
+                rule = FixedPointIteration()
+            problem = _Called(conditions, solve, judge, byproduct, outer, linear_solver, rule)
+            y, _ = solution(problem, torch.zeros(()), tensors)
             info = problem.log[0]
             judge.report(info)
             tree = problem.conditions.space.unravel(y)
@@ -207,15 +203,17 @@ class _Called(Problem):
         byproduct: bool,
         outer: Outer,
         linear_solver: LinearSolver | None,
+        rule: Rule,
     ) -> None:
-        super().__init__(conditions, self._solve, outer, linear_solver)
+        super().__init__(conditions, self._solve, outer, linear_solver, mode=rule)
         self.call, self.judge = call, judge
         self.byproduct = byproduct
 
     def _solve(self, equation: Equation, Y: Tensor) -> Solved:
         # Of each member: the solver knows nothing of batches.
         members = [equation.member(i) for i in range(Y.shape[0])]
-        plain = [[tensor.detach() for tensor in member.tensors] for member in members]
+        # Copies: what the solver does to its arguments is its own affair.
+        plain = [[tensor.detach().clone() for tensor in member.tensors] for member in members]
         returned = [self.call(equation.tree(tensors)) for tensors in plain]
         near: PreparedSolver | None = None
         if self.byproduct:
@@ -243,7 +241,16 @@ class _Called(Problem):
         return Solved(block, minimum_or_not(equation, block, info), None, near)
 
 
-def _refuse_tracked(options: dict[str, Any]) -> None:
+def _refuse_keywords(options: dict[str, Any], condition: Callable[..., Any], kind: str) -> None:
+    try:
+        shared = sorted(options.keys() & inspect.signature(condition).parameters.keys())
+    except ValueError:  # a builtin without a signature
+        shared = []
+    if shared:
+        raise TypeError(
+            f"{', '.join(shared)} given by keyword; {kind} has a parameter of that name, which "
+            "would not get it: expected the arguments of the condition by position"
+        )
     for name, value in options.items():
         leaves, _ = flatten(value)
         if any(isinstance(leaf, Tensor) and tracked(leaf) for leaf in leaves):

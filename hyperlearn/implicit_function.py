@@ -9,10 +9,11 @@ With ``F(y*(x), x) = 0`` and ``A = d_y F``,
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,14 +26,21 @@ from torch.utils import _pytree as pytree
 
 from hyperlearn.conditions import Conditions
 from hyperlearn.inner.equation import DENSE, Axes, Equation, batched
-from hyperlearn.inner.method import InnerInfo
+from hyperlearn.inner.method import InnerInfo, InnerMethod
 from operators import Dense, LinearOperator
 from operators.solve_rule import Factor, apply_inverse
 from operators.space import flatten
-from operators.tracing import differentiating, forward_over_forward, readable
+from operators.tracing import (
+    differentiating,
+    forward_over_forward,
+    full_precision,
+    place,
+    readable,
+)
 from solvers import (
     GMRES,
     Auto,
+    ConvergenceWarning,
     DenseLU,
     Info,
     LinearSolver,
@@ -40,8 +48,10 @@ from solvers import (
     PreparedSolver,
     SingularError,
 )
+from solvers.members import Members
 
 Tree = Any
+Rule = Literal["implicit", "identity"] | InnerMethod
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,33 @@ class Solved:
     byproduct: PreparedSolver | None = None
 
 
+class RegularLU(DenseLU):
+    """`DenseLU` that refuses a matrix which is singular to rounding, and not just to the bit."""
+
+    def _prepare(self, A: LinearOperator) -> PreparedSolver:
+        members = [A.member(i) for i in range(len(A))] if isinstance(A, Members) else [A]
+        for one in members:
+            refuse_singular(one.to_dense(), "A = d_y F")
+        return super()._prepare(A)
+
+
+def refuse_singular(A: Tensor, name: str) -> None:
+    """Raise where ``cond_1(A) >= 1 / (n eps)``: no digit of a solution would be right.
+
+    A consistent right-hand side leaves no residual to tell by: any vector of the null space may be
+    added to what solves it.
+    """
+    inverse, failed = torch.linalg.inv_ex(A)
+    norms = [torch.linalg.matrix_norm(M, 1) for M in (A, inverse)]
+    condition = math.inf if int(failed) else float(norms[0] * norms[1])
+    if not condition * len(A) * torch.finfo(A.dtype).eps < 1:
+        raise SingularError(
+            f"{name} of {len(A)} unknowns is singular at the solution (condition {condition:.2g}): "
+            "y is no differentiable function of x there, as where minima are not isolated; "
+            "regularise the inner problem, or give linear_solver=, as solvers.SVD()"
+        )
+
+
 class Problem:
     """One inner problem, or nested batches of it, and how it is differentiated.
 
@@ -112,6 +149,11 @@ class Problem:
         The inner solver.
     outer
         Puts x together.
+    mode
+        ``"implicit"``; ``"identity"``, with I for A (Luketina et al. 2016, arXiv:1511.06727, where
+        F is a gradient: T1-T2); or a method: the derivative is that of one step S from the
+        solution, ``dy = d_x S dx`` (Bolte et al. 2023, arXiv:2305.13768; of the fixed-point
+        iteration Fung et al. 2022, arXiv:2103.12803; of Newton's it is the implicit one).
     linear_solver
         Applies ``A^-1`` and ``A^-T``. None forms A up to 256 unknowns and takes `solvers.Auto`
         beyond.
@@ -128,7 +170,9 @@ class Problem:
         sizes: tuple[int, ...] = (),
         axes: tuple[Axes, ...] = (),
         origin: Problem | None = None,
+        mode: Rule = "implicit",
     ) -> None:
+        self.mode = mode
         self.solve, self.outer = solve, outer
         self.linear_solver, self.sizes, self.axes = linear_solver, sizes, axes
         # A batch shares the conditions and the log of the single problem that it is made of.
@@ -160,6 +204,7 @@ class Problem:
             (count, *self.sizes),
             (axes, *self.axes),
             self.origin,
+            self.mode,
         )
 
     def equation(self, tensors: Sequence[Tensor]) -> Equation:
@@ -172,12 +217,15 @@ class Problem:
         """Solve for plain numbers; y0 and the result are ``(*sizes, n)``, and steps ``sizes``."""
         with torch.no_grad():
             block = y0.reshape(math.prod(self.sizes), *y0.shape[len(self.sizes) :])
-            # One start for all members is one piece of memory, in which forward mode finds no room.
-            solved = self.solve(self.equation(tensors), block.detach().contiguous())
+            # A copy: where no step is taken, y is not y0's memory; nor has one start for all
+            # members, which is one piece of memory, room for forward mode.
+            solved = self.solve(self.equation(tensors), block.detach().clone())
+        if self.conditions.watch is not None:
+            self.conditions.watch.settle()
         self.log.append(solved.info)
         y = solved.y.reshape(*self.sizes, solved.y.shape[-1])
         if not self.sizes:
-            self._solved, self._place = solved, (y.data_ptr(), y._version)
+            self._solved, self._place = solved, place(y)
         steps = solved.info.member_iterations
         if steps is None:
             steps = torch.zeros(len(block), dtype=torch.long, device=y.device)
@@ -189,7 +237,9 @@ class Problem:
         return result
 
     def invert(self, y: Tensor, tensors: Sequence[Tensor], b: Tensor, transpose: bool) -> Tensor:
-        """``A^-1 b`` or ``A^-T b`` at y, ``(*sizes, n)``."""
+        """``A^-1 b`` or ``A^-T b`` at y, ``(*sizes, n)``; b itself where a rule has I for A."""
+        if self.mode != "implicit":
+            return b
         one = partial(self._invert, transpose=transpose)
         result: Tensor = batched(one, self.outer, self.axes)(y, tuple(tensors), b)
         return result
@@ -202,7 +252,7 @@ class Problem:
             if not differentiating() and readable(y, b, *given):
                 return self._by_numbers(y, x, b, transpose)
             A: LinearOperator = Dense(conditions.dense(y, x))
-            return apply_inverse(A, b, Factor(DenseLU(), log), transpose=transpose)
+            return apply_inverse(A, b, Factor(RegularLU(), log), transpose=transpose)
         A = conditions.operator(y, x)
         near = None if self._solved is None else self._solved.byproduct
         solver = self.linear_solver or Auto()
@@ -220,19 +270,15 @@ class Problem:
     def _by_numbers(self, y: Tensor, x: Tree, b: Tensor, transpose: bool) -> Tensor:
         """The same where A is small and nothing is differentiated: one factorisation, kept."""
         solved = self._solved
-        here = solved is not None and self._place == (y.data_ptr(), y._version)
+        here = solved is not None and self._place == place(y) != (0, 0)
         if self._factor is None or not here:
             if here and solved is not None and solved.matrix is not None:
                 A = solved.matrix[0]
             else:
                 A = self.conditions.dense(y, x)
             wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
-            factor, pivots, failed = torch.linalg.lu_factor_ex(wide)
-            if int(failed):
-                raise SingularError(
-                    f"A = d_y F of a {self.conditions.noun} of {len(y)} unknowns is singular at "
-                    "the solution: y is no differentiable function of x there"
-                )
+            factor, pivots, _ = torch.linalg.lu_factor_ex(wide)
+            refuse_singular(wide, f"A = d_y F, F of the {self.conditions.noun},")
             self._factor = (wide, factor, pivots)
         A, factor, pivots = self._factor
         right = b.to(A.dtype)
@@ -253,16 +299,13 @@ class Problem:
         info = Info(converged, 0, residual, "DenseLU()", status, reason, 1)
         self.log[0].adjoint.append(info)
         if not converged:
-            import warnings
-
-            from solvers import ConvergenceWarning
-
             warnings.warn(reason, ConvergenceWarning, stacklevel=3)
 
     def pull_back(
         self, y: Tensor, tensors: Sequence[Tensor], y_bar: Tensor, needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """``-(d_x F)^T A^-T y_bar``, for the tensors of x that need it."""
+        self.unchanged()
         moving = [i for i, need in enumerate(needed) if need and tensors[i].is_floating_point()]
         found: list[Tensor | None] = [None] * len(tensors)
         if moving:
@@ -278,6 +321,7 @@ class Problem:
         self, y: Tensor, tensors: Sequence[Tensor], tangents: Sequence[Tensor | None]
     ) -> Tensor:
         """``-A^-1 d_x F x_dot``."""
+        self.unchanged()
         moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
         at = partial(self._with, y, tensors, moving)
         primals = tuple(tensors[i] for i in moving)
@@ -298,7 +342,21 @@ class Problem:
         full = list(tensors)
         for i, tensor in zip(moving, moved, strict=True):
             full[i] = tensor
-        return self.residual(y, full)
+        if isinstance(self.mode, str):
+            return self.residual(y, full)
+        # y - S(y, x), with I for its linearisation: x_bar = (d_x S)^T y_bar.
+        return y - self._stepped(self.mode, y, full)
+
+    def _stepped(self, method: InnerMethod, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """One step S of the method."""
+        equation = self.equation(tensors)
+        block = y.reshape(math.prod(self.sizes), y.shape[-1])
+        return method.advance(equation, method.begin(equation, block))["y"].reshape(y.shape)
+
+    def unchanged(self) -> None:
+        """Raise RuntimeError where what the functions reach is no more what it was."""
+        if self.conditions.watch is not None:
+            self.conditions.watch.check()
 
 
 def solution(problem: Problem, y0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -314,7 +372,8 @@ def solution(problem: Problem, y0: Tensor, tensors: Sequence[Tensor]) -> tuple[T
             "a solution under a jvp inside a jvp, where torch would drop derivatives without a "
             "word (pytorch#197867); use forward over reverse, jacfwd(jacrev(f)), instead"
         )
-    y, steps = _Implicit.apply(problem, y0, *tensors)
+    with full_precision(y0.device):
+        y, steps = _Implicit.apply(problem, y0, *tensors)
     return y, steps
 
 
@@ -338,7 +397,9 @@ class _Implicit(torch.autograd.Function):
         y_bar = outputs[0]
         _refuse_legacy_vmap(y_bar)
         y, *tensors = map(living, ctx.saved_tensors)
-        return None, None, *ctx.problem.pull_back(y, tensors, y_bar, ctx.needs_input_grad[2:])
+        with full_precision(y.device):
+            bars = ctx.problem.pull_back(y, tensors, y_bar, ctx.needs_input_grad[2:])
+        return None, None, *bars
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
@@ -347,7 +408,8 @@ class _Implicit(torch.autograd.Function):
         _refuse_legacy_vmap(*moving)
         if all(tangent is None for tangent in moving):
             return torch.zeros_like(y), None
-        return ctx.problem.push_forward(y, tensors, moving), None
+        with full_precision(y.device):
+            return ctx.problem.push_forward(y, tensors, moving), None
 
     @staticmethod
     def vmap(
@@ -375,8 +437,8 @@ def _refuse_legacy_vmap(*tensors: Tensor | None) -> None:
 def living(tensor: Tensor) -> Tensor:
     """Without what transforms that are over have wrapped around it.
 
-    A graph that ``torch.func.vjp`` has left behind keeps its tensors so. torch's own operations take
-    no notice; a Function to which they are handed on does.
+    A graph that ``torch.func.vjp`` has left behind keeps its tensors so. torch's own operations
+    take no notice; a Function to which they are handed on does.
     """
     while is_dead_tensor_wrapper(tensor):
         tensor = get_unwrapped(tensor)

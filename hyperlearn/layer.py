@@ -39,8 +39,9 @@ class ImplicitLayer(nn.Module):
         See above.
     by_sample
         Solve for each sample along the first axis of z and of all inputs by itself (mapped by
-        ``torch.func.vmap``), to its own convergence. Otherwise z is one unknown, samples and all,
-        as a module with batch statistics needs it; its tolerance is one for all samples together.
+        ``torch.func.vmap``), to its own convergence: the module is called with one sample, without
+        the axis in front. Otherwise z is one unknown, samples and all, as a module with batch
+        statistics needs it; its tolerance is one for all samples together.
     method, linear_solver, differentiate
         As for `root`.
 
@@ -56,8 +57,9 @@ class ImplicitLayer(nn.Module):
 
     Notes
     -----
-    A module that is random (dropout in training mode) has no fixed point; the solve then says that
-    it did not converge.
+    A module that is random (dropout in training mode) has no fixed point: mapped, torch refuses it;
+    otherwise the solve says that it did not converge. Buffers (running statistics) are read and not
+    updated.
 
     Examples
     --------
@@ -118,10 +120,12 @@ class ImplicitLayer(nn.Module):
         return mapped(z0, state, inputs)
 
     def _solved(self, z0: Tree, state: dict[str, torch.Tensor], inputs: tuple[Any, ...]) -> Tree:
-        module = self.module
+        module, buffers = self.module, set(dict(self.module.named_buffers()))
 
         def called(z: Tree, x: tuple[dict[str, torch.Tensor], tuple[Any, ...]]) -> Tree:
-            parameters, inputs = x
+            state, inputs = x
+            # A module may write to its buffers, as batch norm does in training: to copies.
+            parameters = {k: v.clone() if k in buffers else v for k, v in state.items()}
             return torch.func.functional_call(module, parameters, (z, *inputs))
 
         answer = _SOLVE[self.kind](

@@ -7,19 +7,25 @@ function is made whose closure holds what the rule hands it: the closure convers
 
 from __future__ import annotations
 
+import dis
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-from operators.closures import contents, is_library
+from operators.closures import Closure, contents, is_library
 from operators.tracing import tracked
 
 
 class Lifting:
-    """Functions, and the tensors in their closures that something differentiates or maps over.
+    """Functions as they are now, and the tensors they close over that are differentiated or mapped.
+
+    The functions are copied, cells and defaults with them: what a name of the enclosing function is
+    bound to later, as the variable of a loop, does not reach them, as it does not reach a graph of
+    torch. Names that a function binds itself (``nonlocal``) stay shared with the original.
 
     Parameters
     ----------
@@ -34,19 +40,20 @@ class Lifting:
     """
 
     def __init__(self, *functions: Any) -> None:
-        self.functions = functions
         self.tensors: list[Tensor] = []
         self._places: dict[int, int] = {}
         self._seen: set[int] = set()
         for function in functions:
             self._search(function)
+        self.functions = self._bound(functions, self.tensors)
 
     def bound(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
         """The functions with these in place of `tensors`."""
-        if not self.tensors:
-            return self.functions
+        return self._bound(self.functions, tensors) if self.tensors else self.functions
+
+    def _bound(self, functions: Sequence[Any], tensors: Sequence[Any]) -> tuple[Any, ...]:
         made: dict[int, Any] = {}
-        return tuple(self._copied(function, tensors, made) for function in self.functions)
+        return tuple(self._copied(function, tensors, made) for function in functions)
 
     def called(self, index: int) -> Callable[..., Any]:
         """The function of that number, of ``(y, (x, tensors))`` in place of ``(y, x)``."""
@@ -75,18 +82,24 @@ class Lifting:
             return value if place is None else tensors[place]
         if id(value) in made:
             return made[id(value)]
-        if not _parts(value):
+        if not _parts(value) or not self._reaches(value, set()):
             return value
         copied = lambda part: self._copied(part, tensors, made)  # noqa: E731
         if isinstance(value, types.FunctionType):
-            cells = tuple(types.CellType() for _ in value.__closure__ or ())
+            own = _written(value.__code__)
+            cells = tuple(
+                old if name in own else types.CellType()
+                for name, old in zip(
+                    value.__code__.co_freevars, value.__closure__ or (), strict=True
+                )
+            )
             twin = types.FunctionType(
                 value.__code__, value.__globals__, value.__name__, None, cells
             )
             # Before its cells are filled: a recursive function is in one of them.
             made[id(value)] = twin
             for cell, old in zip(cells, value.__closure__ or (), strict=True):
-                if _is_bound(old):
+                if cell is not old and _is_bound(old):
                     cell.cell_contents = copied(contents(old))
             twin.__defaults__ = copied(value.__defaults__)
             twin.__kwdefaults__ = copied(value.__kwdefaults__)
@@ -98,6 +111,70 @@ class Lifting:
         if isinstance(value, dict):
             return {key: copied(part) for key, part in value.items()}
         return type(value)(copied(part) for part in value)
+
+    def _reaches(self, value: Any, seen: set[int]) -> bool:
+        """Whether a copy is another: of a function always, of a container if it holds such."""
+        if isinstance(value, Tensor):
+            return id(value) in self._places
+        if isinstance(value, types.FunctionType):
+            return not is_library(value)
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        return any(self._reaches(part, seen) for part in _parts(value))
+
+
+class Watch:
+    """What functions reach, as it was when they were solved for: a derivative needs the same.
+
+    Parameters
+    ----------
+    name
+        The function's, for the message.
+    closure
+        What it reaches.
+    """
+
+    def __init__(self, name: str, closure: Closure) -> None:
+        self.name, self.closure = name, closure
+        self._versions: list[tuple[Tensor, int]] = []
+
+    def settle(self) -> None:
+        """Take things as they are now; what the functions change themselves is their own affair."""
+        self.closure.settle()
+        plain = [t for t in self.closure.tensors if not (_wrapped(t) or t.is_inference())]
+        self._versions = [(tensor, tensor._version) for tensor in plain]
+
+    def check(self) -> None:
+        """Raise RuntimeError where something has changed since."""
+        name = self.closure.rebound()
+        if name is not None:
+            raise RuntimeError(
+                f"{name!r}, which {self.name} reads, was bound to something else after the solve: "
+                "the derivative would be that of another problem; make it part of x, or a local "
+                "variable"
+            )
+        for tensor, version in self._versions:
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"a tensor of shape {tuple(tensor.shape)} that {self.name} closes over was "
+                    f"modified by an inplace operation after the solve (version {version}, then "
+                    f"{tensor._version}): the derivative would be that of another problem; change "
+                    "a copy"
+                )
+
+
+def _wrapped(tensor: Tensor) -> bool:
+    return bool(is_functorch_wrapped_tensor(tensor))
+
+
+def _written(code: types.CodeType) -> set[str]:
+    """Names of enclosing functions that code binds anew, functions inside it included."""
+    found = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _written(constant)
+    return found & set(code.co_freevars)
 
 
 def _parts(value: Any) -> list[Any]:

@@ -6,6 +6,7 @@ respect to x, through the implicit function theorem or, if asked, through the st
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from hyperlearn.conditions import (
     Root,
     Stationary,
 )
-from hyperlearn.implicit_function import Outer, Problem, Solved, solution
+from hyperlearn.implicit_function import Outer, Problem, Rule, Solved, solution
 from hyperlearn.inner.equation import DENSE, Equation
 from hyperlearn.inner.fixed_point_iteration import Anderson
 from hyperlearn.inner.gradient_descent import GradientDescent, largest_curvature
@@ -32,12 +33,13 @@ from hyperlearn.inner.levenberg_marquardt import LevenbergMarquardt
 from hyperlearn.inner.method import InnerInfo, InnerMethod, minimum_or_not
 from hyperlearn.inner.newton import Newton
 from hyperlearn.kkt import KKTPoint, kkt_residual, kkt_start
-from hyperlearn.lifting import Lifting
-from hyperlearn.unrolling import Unroll, identity, mode_of, one_step, unrolled
+from hyperlearn.lifting import Lifting, Watch
+from hyperlearn.unrolling import Unroll, mode_of, unrolled
 from operators import Space
 from operators.closures import Closure
 from operators.hidden_tensors import refuse_closed_over
-from operators.tracing import differentiating, readable
+from operators.space import flatten
+from operators.tracing import differentiating, full_precision, readable, tracked
 from solvers import LinearSolver
 
 Tree = Any
@@ -73,7 +75,8 @@ def root(
         in x.
     y0
         Where to start: a tensor or nested structure (dict, tuple, dataclass, ...), of any floating
-        dtype. The solution does not depend on it: its gradient is zero.
+        dtype. The solution does not depend on it: its gradient is zero, but for ``"unrolled"``,
+        where the steps do.
     x
         What to differentiate with respect to, and data: any nested structure.
     method
@@ -86,7 +89,8 @@ def root(
     differentiate
         ``"implicit"``; ``"unrolled"``, ``"truncated(K)"`` or `Unroll`: through the steps of the
         method, where they are differentiable; ``"one_step"``: through one step from the solution;
-        ``"identity"``: I in place of A.
+        ``"identity"``: I in place of A. Of the last two a second derivative is the derivative of
+        that rule.
     return_info
         Return ``(y, info)``, see `inner.InnerInfo`. After a backward pass ``info.adjoint`` says how
         its linear solves went.
@@ -356,26 +360,36 @@ def _solution(
             raise ValueError(f"differentiate={differentiate!r} with {type(method).__name__}: {why}")
     if differentiating():
         x = lift(conditions, x)
-    start = conditions.space.ravel(y0).detach()
-    if isinstance(conditions, ProximalGradient):
-        x = _with_step(conditions, start, x)
-    outer, tensors = Outer.of(x)
-    problem = Problem(conditions, _by(method), outer, linear_solver)
-    if mode == "implicit":
-        y, _ = solution(problem, start, tensors)
-    else:
-        constants = [tensor.detach() for tensor in tensors]
-        y, steps = solution(problem, start, constants)
+        for leaf in flatten(x)[0]:
+            if isinstance(leaf, Tensor) and leaf.is_complex() and tracked(leaf):
+                raise TypeError(
+                    f"x holds a complex tensor of shape {tuple(leaf.shape)} that is being "
+                    "differentiated; expected real ones: pass torch.view_as_real of it, and "
+                    "torch.view_as_complex inside the function"
+                )
+    start = conditions.space.ravel(y0)
+    with full_precision(start.device):
+        if isinstance(conditions, ProximalGradient):
+            x = _with_step(conditions, start.detach(), x)
+        outer, tensors = Outer.of(x)
+        problem = Problem(conditions, _by(method), outer, linear_solver, mode=_rule(mode, method))
         if isinstance(mode, Unroll):
+            constants = [tensor.detach() for tensor in tensors]
+            _, steps = solution(problem, start.detach(), constants)
             y = unrolled(mode, problem, method, start, tensors, steps)
-        elif mode == "one_step":
-            y = one_step(problem, method, y, tensors)
         else:
-            y = identity(problem, y, tensors)
+            y, _ = solution(problem, start.detach(), tensors)
     info = problem.log[0]
     method.report(info)
     tree = conditions.space.unravel(y)
     return Answer(tree, info) if return_info else tree
+
+
+def _rule(mode: str | Unroll, method: InnerMethod) -> Rule:
+    """What stands for the derivative of the solution."""
+    if mode == "one_step":
+        return method
+    return "identity" if mode == "identity" else "implicit"
 
 
 def _with_step(conditions: ProximalGradient, start: Tensor, x: Tree) -> Tree:
@@ -457,7 +471,7 @@ def _proximal(
         return penalty.prox, penalty.penalty
     if not callable(constraint):
         raise TypeError(f"constraint is {constraint!r}; expected a projection, as Box(0, 1)")
-    takes_x = _takes(constraint, 2)
+    takes_x = _takes_x(constraint)
     project = constraint
 
     def prox(y: Tree, step: Any, x: Tree) -> Tree:
@@ -466,20 +480,21 @@ def _proximal(
     return prox, None
 
 
-def _takes(function: Callable[..., Any], count: int) -> bool:
-    import inspect
-
+def _takes_x(projection: Callable[..., Any]) -> bool:
+    """Whether a projection is one of y and x: by a second parameter that needs a value, or `x`."""
     try:
-        inspect.signature(function).bind(*range(count))
-    except TypeError:
-        return False
+        parameters = list(inspect.signature(projection).parameters.values())
     except ValueError:
-        return False
-    return True
+        return False  # a builtin without a signature
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    second = [p for p in parameters if p.kind in positional][1:2]
+    return any(p.default is inspect.Parameter.empty or p.name == "x" for p in second)
 
 
 def _space(y0: Tree) -> Space:
     space = Space.of(y0, "y0")
+    if not space.size:
+        raise ValueError("y0 has no entries; expected at least one unknown")
     leaves = pytree.tree_leaves(y0)
     if readable(*leaves):
         for leaf in leaves:
@@ -496,7 +511,7 @@ def _callable(function: Any, name: str) -> Any:
 
 
 def lift(conditions: Conditions, x: Tree) -> Tree:
-    """Make what the user's functions close over part of x; return that.
+    """Make what the user's functions close over part of x, and freeze the rest; return x.
 
     Raises
     ------
@@ -507,10 +522,15 @@ def lift(conditions: Conditions, x: Tree) -> Tree:
     held: list[Any] = []
     if isinstance(conditions, ProximalGradient):
         held = [conditions.prox, conditions.penalty]
-    # With numbers in place of what is lifted: what is found now is reached in another way.
+    # With numbers in place of what is lifted: what is found now is reached in another way. An
+    # object in x is a constant; one that holds such a tensor is none.
     functions = lifting.bound([0.0] * len(lifting.tensors))
-    refuse_closed_over(conditions.noun, Closure(*functions, *held), x)
+    rest = [leaf for leaf in flatten(x)[0] if not isinstance(leaf, Tensor)]
+    closure = Closure(*functions, *held, *rest)
+    refuse_closed_over(conditions.noun, closure, x)
+    conditions.watch = Watch(conditions.noun, closure)
     if not lifting.tensors:
+        conditions.freeze(lifting)
         return x
     conditions.rebind(lifting)
     return (x, tuple(lifting.tensors))

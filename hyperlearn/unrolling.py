@@ -28,7 +28,8 @@ class Unroll:
     Parameters
     ----------
     steps
-        K: only the last K, the point before them held fixed; None for all. At a stationary point
+        K: only the last K, the point before them held fixed (where the solve took fewer, it goes on
+        to K); None for all, from y0 on, which then has a derivative too. At a stationary point
         K steps of gradient descent of size s give the Neumann series of K terms,
         ``s sum_{j<K} (I - s A)^j`` for ``A^-1``.
     checkpoint
@@ -95,10 +96,14 @@ def unrolled(
     """
     taken = problem.log[-1].member_iterations
     assert taken is not None
-    longest = int(taken.max()) if taken.numel() else 0
-    shortest = int(taken.min()) if taken.numel() else 0
+    # From a start that is a solution, too, there is a step to go through, or K; as far as allowed.
+    least = min(mode.steps or 1, method.maxiter)
+    steps = steps.clamp_min(least)
+    longest = max(int(taken.max()) if taken.numel() else 0, least)
+    shortest = max(int(taken.min()) if taken.numel() else 0, least)
     depth = longest if mode.steps is None else mode.steps
     frozen = max(shortest - depth, 0)  # steps that no member differentiates
+    y0 = y0 if mode.steps is None else y0.detach()
     constants = [tensor.detach() for tensor in tensors]
     state = _floating(method.begin(problem.equation(constants if frozen else tensors), y0[None]))
 
@@ -132,6 +137,7 @@ def unrolled(
         def segment(
             steps: Tensor, *parts: Tensor, first: int = first, last: int = last
         ) -> tuple[Tensor, ...]:
+            problem.unchanged()
             current = dict(zip(names, parts[: len(names)], strict=True))
             for t in range(first, last):
                 current = advance(current, t, steps, parts[len(names) :])
@@ -140,28 +146,6 @@ def unrolled(
         moved = _Checkpointed.apply(segment, steps, *(state[name] for name in names), *tensors)
         state = dict(zip(names, moved, strict=True))
     return state["y"][0]
-
-
-def one_step(problem: Problem, method: InnerMethod, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """``S(y*, x)`` of one step S from the solution, held fixed: Bolte et al. (2023).
-
-    Source: arXiv:2305.13768; for a fixed-point iteration it is the Jacobian-free derivative of Fung
-    et al. (2022), arXiv:2103.12803; for Newton's it is the implicit one.
-    """
-    equation = problem.equation(tensors)
-    stepped = method.advance(equation, method.begin(equation, y.detach()[None]))["y"][0]
-    # The value is that of the solution; the derivative that of the step.
-    return y.detach() + (stepped - stepped.detach())
-
-
-def identity(problem: Problem, y: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """``y*`` with ``-d_x F`` for its derivative: I in place of A.
-
-    Source: Luketina et al. (2016), arXiv:1511.06727 (T1-T2), where F is a gradient.
-    """
-    y = y.detach()
-    residual = problem.residual(y, tensors)
-    return y - (residual - residual.detach())
 
 
 def _held(equation: Equation, state: State) -> State:

@@ -83,6 +83,21 @@ class Closure:
         """Whether a name that was found is bound to something else by now."""
         return any(not bound.stands() for bound in self._bound)
 
+    def rebound(self) -> str | None:
+        """A name that the code reads and that is bound to something else by now; None for none.
+
+        Attributes count if the code loads one of that name, of the others `changed` tells; and the
+        parameters of modules unless ``functional_call`` puts others in their place.
+        """
+        called = self.modules if "functional_call" in self.names else []
+        parts = [part for module in called for part in module.modules()]
+        swapped = {id(held) for part in parts for held in (part._parameters, part._buffers)}
+        for bound in self._bound:
+            read = bound.read is not _attribute or bound.name in self.names
+            if read and id(bound.holder) not in swapped and not bound.stands():
+                return str(bound.name) if isinstance(bound.name, str) else "a container"
+        return None
+
     def settle(self) -> None:
         """Watch no longer what has changed since: the functions write it themselves, as a counter.
 

@@ -84,10 +84,11 @@ def refuse_closed_over(name: str, closure: Closure, x: Tree) -> None:
     if tensor is not None:
         raise ValueError(
             f"{name} closes over a tensor of shape {tuple(tensor.shape)} that is being "
-            "differentiated or mapped; its derivative through the solution would be a silent zero: "
-            f"make it part of x and take it from there, as in {name}(y, x); where it is a constant, "
-            "close over tensor.detach() (of a module: module.requires_grad_(False)); or solve under "
-            "torch.no_grad()"
+            "differentiated or mapped, or x holds an object with such; its derivative through "
+            f"the solution would be a silent zero: make it part of x, as in {name}(y, x) (of a "
+            "module dict(module.named_parameters()), with torch.func.functional_call); where it is "
+            "a constant, close over tensor.detach() (of a module: module.requires_grad_(False)); "
+            "or solve under torch.no_grad()"
         )
 
 

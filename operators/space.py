@@ -157,6 +157,9 @@ class Space:
 
     def unravel(self, vector: Tensor) -> Tree:
         """Tree of a vector ``(size,)``."""
+        if len(self.shapes) == 1:
+            # Not by a split, whose views refuse to be changed in place.
+            return pytree.tree_unflatten([vector.reshape(self.shapes[0])], self.treespec)
         pieces = torch.split(vector, [shape.numel() for shape in self.shapes])
         leaves = [piece.reshape(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.treespec)

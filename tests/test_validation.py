@@ -13,6 +13,7 @@ from validation.__main__ import main
 from validation.bilevel import extended
 from validation.bilevel.problems import zoo
 from validation.bilevel.run import Meeting, met
+from validation.drawn import st
 from validation.report import Case
 
 
@@ -45,6 +46,9 @@ def test_a_wrong_gradient_makes_the_suite_fail(tmp_path, monkeypatch):
     def wrong(self, y, tensors, y_bar, needed):
         return [None if bar is None else -bar for bar in right(self, y, tensors, y_bar, needed)]
 
+    check, strategies = suite.GROUPS["engine"]
+    small = strategies | {"kind": st.just("argmin"), "n": st.just(2)}
+    monkeypatch.setitem(suite.GROUPS, "engine", (check, small))
     arguments = ["suite", "--only", "engine", "--examples", "1", "--out", str(tmp_path / "r.h5")]
     assert main(arguments)
     monkeypatch.setattr(ImplicitProblem, "pull_back", wrong)

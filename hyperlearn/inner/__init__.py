@@ -1,7 +1,7 @@
 """Methods for inner problems: roots, fixed points and minimisers, each to a tolerance.
 
-A method is a frozen dataclass of settings; it works on a batch of problems side by side, each to its
-own convergence, and never differentiates what it does: `hyperlearn.root` and its like do.
+A method is a frozen dataclass of settings; it works on a batch of problems side by side, each to
+its own convergence, and never differentiates what it does: `hyperlearn.root` and its like do.
 """
 
 from hyperlearn.inner.broyden import Broyden

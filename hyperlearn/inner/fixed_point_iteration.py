@@ -98,7 +98,9 @@ class Anderson(InnerMethod):
         eps = torch.finfo(D.dtype).eps
         regular = torch.diag_embed(torch.where(used, (max(self.ridge, eps) * largest)[..., 0], 1.0))
         gamma = solved(gram + regular, D @ wide(G)[..., None]).to(Y.dtype)
-        gamma = torch.where(torch.isfinite(gamma), gamma, 0.0)
+        # A constant for derivatives: any combination whose weights sum to 1 has the fixed point,
+        # and the derivative of this one goes through a matrix that is singular at convergence.
+        gamma = torch.where(torch.isfinite(gamma), gamma, 0.0).detach()
         step = self.beta * G - ((dy + self.beta * dG).mT @ gamma)[..., 0]
         following = Y + step
         F = equation.residual(following)

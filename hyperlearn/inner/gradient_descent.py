@@ -132,17 +132,24 @@ class GradientDescent(InnerMethod):
     def _searched(
         self, equation: Equation, Z: Tensor, gradient: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Halve s until ``f(y+) <= f(z) + g.(y+ - z) + |y+ - z|^2 / (2 s)``."""
+        """Halve s until ``f(y+) <= f(z) + g.(y+ - z) + |y+ - z|^2 / (2 s)``.
+
+        Where rounding hides what f does, the gradient tells: ``(g+ - g).(y+ - z)`` is to be at most
+        ``|y+ - z|^2 / s``, which for a quadratic f is the same.
+        """
         smooth = smooth_part(equation)
         value = equation.each(smooth.value, Z)
-        eps = torch.finfo(Z.dtype).eps
+        rounding = torch.finfo(Z.dtype).eps ** (2 / 3) * value.abs()
         following = self._step(equation, Z, gradient, s)
         for _ in range(60):
             move = following - Z
-            allowed = value + (gradient * move).sum(1) + move.square().sum(1) / (2 * s)
-            # Rounding of f must not drive s to zero.
+            square = move.square().sum(1)
             reached = equation.each(smooth.value, following)
-            high = ~(reached <= allowed + 8 * eps * value.abs())
+            high = ~(reached <= value + (gradient * move).sum(1) + square / (2 * s))
+            hidden = (reached - value).abs() <= rounding
+            if bool((high & hidden).any()):
+                bent = ((self._gradient(equation, following) - gradient) * move).sum(1)
+                high = torch.where(hidden, ~(bent <= square / s), high)
             if not bool(high.any()):
                 return following, s, high
             s = torch.where(high, s / 2, s)

@@ -17,8 +17,8 @@ from hyperlearn.inner.equation import DENSE, Equation
 from operators.tracing import tracked
 from solvers import ConvergenceWarning, Info, NotConvergedError
 
-# What a method carries from step to step: "y" and "F", both (B, n), perhaps "A" at y, (B, n, n), and
-# "stuck", (B,), true where no step helps; what else it likes, with a leading axis B.
+# What a method carries from step to step: "y" and "F", both (B, n), perhaps "A" at y, (B, n, n),
+# and "stuck", (B,), true where no step helps; what else it likes, with a leading axis B.
 State = dict[str, Tensor]
 
 
@@ -242,11 +242,10 @@ class InnerMethod(ABC):
         else:
             status = "maxiter"
         worst = float(relative.nan_to_num(math.inf).max()) if relative.numel() else 0.0
-        target = max(tolerance.rtol, 0.0)
         reason = (
             f"{type(self).__name__} on {equation.conditions.noun}(y, x), y of "
-            f"{state['y'].shape[1]} entries: {status} after {iterations} iterations with |F| = {float(norms.max()):.3g}"
-            f", {worst:.3g} of its scale; asked for {target:.3g}"
+            f"{state['y'].shape[1]} entries: {status} after {iterations} iterations with |F| = "
+            f"{float(norms.max()):.3g}, {worst:.3g} of its scale; asked for {tolerance.rtol:.3g}"
             + (f" or |F| <= {self.atol:.3g}" if self.atol else "")
         )
         if not converged and len(met) > 1:

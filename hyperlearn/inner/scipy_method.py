@@ -16,7 +16,6 @@ from hyperlearn.conditions import LeastSquares, ProximalGradient, Stationary
 from hyperlearn.inner.equation import Equation
 from hyperlearn.inner.method import InnerInfo, InnerMethod, State, Tolerance
 
-
 # Its stubs tell every method apart by a literal; here the name is the user's.
 optimize: Any = _optimize
 
@@ -92,9 +91,13 @@ class SciPy(InnerMethod):
         info = self._judge(tolerance, state, met, count, history, equation, start)
         if said and not info.converged:
             # It stopped of itself, whether at its limit of steps or at one of its tolerances.
-            status = "stagnated" if info.status == "maxiter" and steps < self.maxiter else info.status
+            status = (
+                "stagnated" if info.status == "maxiter" and steps < self.maxiter else info.status
+            )
             reason = info.reason.replace(f": {info.status} after", f": {status} after", 1)
-            info = replace(info, status=status, reason=f"{reason} (scipy: {' '.join(said.split())})")
+            info = replace(
+                info, status=status, reason=f"{reason} (scipy: {' '.join(said.split())})"
+            )
         return state, info
 
     def _solve(self, equation: Equation, Y: Tensor, target: float) -> tuple[np.ndarray, int, str]:

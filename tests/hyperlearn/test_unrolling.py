@@ -122,7 +122,7 @@ def anderson(x: Tensor) -> Tensor:
             D = torch.stack(dG)
             gram = D @ D.T
             gram = gram + 1e-12 * gram.diagonal().max() * torch.eye(len(dG), dtype=x.dtype)
-            gamma = torch.linalg.inv(gram) @ (D @ G)
+            gamma = (torch.linalg.inv(gram) @ (D @ G)).detach()  # a constant of the derivative
             step = step - gamma @ (torch.stack(dy) + 0.3 * D)
         new = y + step
         G_new = -slope(new, x)
