@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from hyperlearn.certificate import Certificate, Estimate, Smoothness, UntrustworthyError
 from hyperlearn.correction import correction
-from hyperlearn.oracles import Loss, Oracles
+from hyperlearn.oracles import Loss, Oracles, batch_length
 from hyperlearn.problem import check_data
 from hyperlearn.solutions import argmin
 from operators import EmpiricalFisher, LinearOperator, Space
+from operators.closures import Closure
+from operators.tracing import memory, readable
 from solvers import CG, Auto, ConvergenceWarning, Info, LinearSolver
 
 Tree = Any
@@ -101,6 +104,9 @@ def hypergradient(
 
     Notes
     -----
+    Numbers come back, and no history: to differentiate a hypergradient, or to map it, take the
+    gradient of `argmin`. Tensors that a loss closes over are constants.
+
     Costs the outer gradient, the solver's products, and one cross product; the certificate takes
     its inner gradient from that, and one more sweep back where the operator is not the exact
     Hessian. The estimate costs three more solves (with a factorisation next to nothing; with
@@ -130,8 +136,16 @@ def hypergradient(
         raise ValueError("damping is for the exact Hessian; add it to your operator instead")
     if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
         raise ValueError(f"chunk_size={chunk_size!r}; expected at least 1, or None")
+    _refuse_itself({"outer_loss": outer_loss, "inner_loss": inner_loss}, y, x)
+    if not readable(*pytree.tree_leaves((y, x))):
+        raise NotImplementedError(
+            "hypergradient under torch.func.vmap: it returns numbers and a certificate of them; "
+            "map the gradient of hyperlearn.argmin instead"
+        )
     y_flat, x_flat = y_space.ravel(y).detach(), x_space.ravel(x).detach()
     oracles = Oracles(inner_loss, outer_loss, y_space, x_space, chunk_size=chunk_size)
+    if chunk_size is not None:
+        _check_means(oracles, y_flat, x_flat, inner_batch, outer_batch)
     if estimate is None:
         estimate = smoothness is None and ((operator is None and damping == 0) or strict or refine)
     parts: dict[str, Any] = {
@@ -154,6 +168,58 @@ def hypergradient(
     if strict and doubt:
         raise UntrustworthyError(certificate, result, doubt)
     return result, certificate
+
+
+def _refuse_itself(losses: dict[str, Loss], y: Tree, x: Tree) -> None:
+    """Raise where a loss reaches y or x by itself: what it does with them would be left out."""
+    own = {memory(leaf): name for name, tree in (("y", y), ("x", x)) for leaf in tensors_of(tree)}
+    for name, loss in losses.items():
+        closure = Closure(loss)
+        called = "functional_call" in closure.names
+        parts = [part for module in closure.modules for part in module.parameters()]
+        swapped = {memory(part) for part in parts} if called else set()
+        for tensor in closure.tensors:
+            place = memory(tensor)
+            if place in own and place not in swapped and tensor.numel():
+                variable = own[place]
+                raise ValueError(
+                    f"{name} closes over {variable} itself, a tensor of shape "
+                    f"{tuple(tensor.shape)}; the derivative by it would be a silent zero: use the "
+                    f"argument, as in {name}(y, x), or close over a copy, {variable}.clone(), "
+                    "where a constant is meant"
+                )
+
+
+def tensors_of(tree: Tree) -> list[Tensor]:
+    """The leaves that are tensors."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _check_means(
+    oracles: Oracles, y: Tensor, x: Tensor, inner_batch: Tree, outer_batch: Tree
+) -> None:
+    """Raise where a loss is no mean over its batch, by its first two chunks."""
+    for name, loss, batch in (
+        ("inner_loss", oracles.inner, inner_batch),
+        ("outer_loss", oracles.outer, outer_batch),
+    ):
+        size = oracles.chunk_size
+        if batch is None or size is None or batch_length(batch) <= size:
+            continue
+        first, second, both = (
+            pytree.tree_map(lambda leaf, part=part: leaf[part], batch)
+            for part in (slice(0, size), slice(size, 2 * size), slice(0, 2 * size))
+        )
+        shares = [batch_length(part) / batch_length(both) for part in (first, second)]
+        values = [float(loss(y, x, part)) for part in (first, second, both)]
+        mean = shares[0] * values[0] + shares[1] * values[1]
+        terms = abs(shares[0] * values[0]) + abs(shares[1] * values[1]) + abs(values[2])
+        if abs(mean - values[2]) > 1e2 * torch.finfo(y.dtype).eps ** 0.5 * terms:
+            raise ValueError(
+                f"chunk_size={size}: {name} is no mean over its batch: {values[0]:.6g} and "
+                f"{values[1]:.6g} of two chunks, {values[2]:.6g} of both; expected a mean over the "
+                "samples"
+            )
 
 
 def implicit_hypergradient(

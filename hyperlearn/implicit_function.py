@@ -223,7 +223,8 @@ class Problem:
         if self.conditions.watch is not None:
             self.conditions.watch.settle()
         self.log.append(solved.info)
-        y = solved.y.reshape(*self.sizes, solved.y.shape[-1])
+        # No view, which could not be changed in place by whoever gets it.
+        y = solved.y.reshape(*self.sizes, solved.y.shape[-1]).clone()
         if not self.sizes:
             self._solved, self._place = solved, place(y)
         steps = solved.info.member_iterations

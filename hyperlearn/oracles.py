@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from hyperlearn.regularizer import L2
 from operators import BatchMean, CrossDerivative, Hessian, Identity, LinearOperator, Space
-from operators.layout import by_columns
+from operators.layout import called_by_columns
 
 Tree = Any
 Loss = Callable[..., Tensor]
@@ -89,8 +89,12 @@ class Oracles:
             self._counting = before
 
     def _evaluate(self, loss: Loss, name: str, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
-        arguments = (by_columns(self.y_space.unravel(y)), self.x_space.unravel(x))
-        value = loss(*arguments) if batch is None else loss(*arguments, batch)
+        outer = self.x_space.unravel(x)
+
+        def of(inner: Tree) -> Tensor:
+            return loss(inner, outer) if batch is None else loss(inner, outer, batch)
+
+        value = called_by_columns(of, self.y_space.unravel(y))
         if not isinstance(value, Tensor) or value.ndim != 0:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from operators.cost import Cost
 from operators.kept import Kept
-from operators.layout import by_columns
+from operators.layout import called_by_columns
 from operators.linear_operator import ArgumentOf, LinearOperator
 from operators.space import Space, Tree
 from operators.structure import Structure
@@ -245,7 +245,7 @@ class Hessian(Sweeps):
         self._kept = self._kept or Kept()
         pullback = self._kept.get(
             pytree.tree_leaves((self.y, self.args)),
-            lambda: torch.func.vjp(self._gradient, by_columns(self.y))[:2],
+            lambda: called_by_columns(lambda y: torch.func.vjp(self._gradient, y)[:2], self.y),
             self.loss,
         )
         return pullback(v)[0]

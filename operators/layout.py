@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from operators.space import Tree
+
+Result = TypeVar("Result")
 
 # Matrices (n, k) with at most so many columns, and so many times as many rows.
 COLUMNS, ROWS = 64, 4
@@ -25,6 +30,20 @@ def by_columns(point: Tree) -> Tree:
     (1, 100)
     """
     return pytree.tree_map(_laid_out, point)
+
+
+def called_by_columns(function: Callable[[Tree], Result], point: Tree) -> Result:
+    """``function(by_columns(point))``, or of the point as it is where the function minds that.
+
+    That is one that takes a ``view`` of the point, which another layout has not.
+    """
+    laid_out = by_columns(point)
+    try:
+        return function(laid_out)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        return function(point)
 
 
 def _laid_out(leaf: Tensor) -> Tensor:

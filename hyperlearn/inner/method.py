@@ -77,7 +77,7 @@ class Tolerance:
 
     Where A is formed, ``|F|`` at the level of its own rounding, ``8 eps | |A| |y| |``, passes too:
     for an ill-conditioned A that may be above what is asked for, and no y of this dtype does
-    better.
+    better. There, too, the step that Newton's method would take must be a small one.
     """
 
     def __init__(self, method: InnerMethod, equation: Equation, state: State) -> None:
@@ -99,7 +99,22 @@ class Tolerance:
         if bool(passed.any()):
             self.measure(state, passed)
             passed = self._passed(norms)
+            if "A" in state and bool(passed.any()):
+                passed = passed & ~self._far(state)
         return passed
+
+    def _far(self, state: State) -> Tensor:
+        """Members whose Newton step, ``|A^-1 F| > eps^(1/3) |y|``, is no small one, nor rounding.
+
+        Where equations differ in scale, the norm of F says nothing of the smallest of them.
+        """
+        A, y, F = wide(state["A"]), wide(state["y"]), wide(state["F"])
+        eps = torch.finfo(A.dtype).eps
+        step = solved(A, F[..., None])[..., 0]
+        terms = (A.abs() @ y.abs()[..., None])[..., 0]
+        rounding = (F.abs() <= 8 * eps * terms).all(1)
+        large = row_norm(step) > eps ** (1 / 3) * row_norm(y)
+        return large & ~rounding & (row_norm(F) > 0)
 
     def measure(self, state: State, members: Tensor) -> None:
         """Take the scale of these members at this point."""

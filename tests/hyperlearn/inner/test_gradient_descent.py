@@ -43,9 +43,7 @@ def test_the_rate_is_that_of_the_theory() -> None:
         )
         torch.testing.assert_close(fast.y, exact, rtol=1e-6, atol=1e-7)
         assert fast.info.iterations <= 60 * kappa**0.5
-    method = GradientDescent(
-        step_size=1e-3, acceleration="strongly-convex", strong_convexity=1.0
-    )
+    method = GradientDescent(step_size=1e-3, acceleration="strongly-convex", strong_convexity=1.0)
     strong = argmin(loss, ZERO, None, method=method, return_info=True)
     torch.testing.assert_close(strong.y, exact, rtol=1e-6, atol=1e-7)
     assert strong.info.iterations <= 60 * 1000**0.5

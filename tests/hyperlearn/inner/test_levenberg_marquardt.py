@@ -43,8 +43,9 @@ def test_a_step_is_the_formula(scale: Any) -> None:
 def test_rosenbrock_both_ways() -> None:
     y = least_squares(rosenbrock_residuals, at(-1.2, 1.0), None)
     torch.testing.assert_close(y, at(1.0, 1.0), rtol=1e-9, atol=0)
+    # The condition number of the Hessian there is 2500.
     y = argmin(rosenbrock, at(-1.2, 1.0), None, method=LevenbergMarquardt())
-    torch.testing.assert_close(y, at(1.0, 1.0), rtol=1e-9, atol=0)
+    torch.testing.assert_close(y, at(1.0, 1.0), rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -106,9 +106,9 @@ def test_any_linear_solver_leads_to_the_same_root(n: int, by: Any) -> None:
 def test_a_sparse_jacobian_keeps_its_analysis() -> None:
     n = 400
     i = torch.arange(n)
-    pattern = ops.Pattern.of(
-        torch.cat([i, i[1:], i[:-1]]), torch.cat([i, i[:-1], i[1:]]), (n, n)
-    )[0]
+    pattern = ops.Pattern.of(torch.cat([i, i[1:], i[:-1]]), torch.cat([i, i[:-1], i[1:]]), (n, n))[
+        0
+    ]
     y = root(
         broyden_tridiagonal,
         -torch.ones(n, dtype=FLOAT64),

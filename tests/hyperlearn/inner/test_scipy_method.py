@@ -24,16 +24,17 @@ from tests.hyperlearn.problems import FLOAT64, POINT, contraction, sampled
 
 @pytest.mark.parametrize("method", [None, "BFGS", "CG", "Newton-CG", "trust-ncg", "trust-exact", "L-BFGS-B"])  # fmt: skip
 def test_minimisers(method: Any) -> None:
-    rtol = 1e-5 if method in ("CG", "BFGS", "L-BFGS-B", None) else 1e-8
+    rtol = 1e-6 if method in ("CG", "BFGS", "L-BFGS-B", None) else 1e-8
     y = argmin(rosenbrock, at(-1.2, 1.0), None, method=SciPy(method=method, rtol=rtol))
-    torch.testing.assert_close(y, at(1.0, 1.0), rtol=1e-3 if rtol > 1e-6 else 1e-6, atol=0)
+    # Times the condition number of the Hessian there, 2500.
+    torch.testing.assert_close(y, at(1.0, 1.0), rtol=2500 * rtol, atol=0)
 
 
 @pytest.mark.parametrize("method", [None, "hybr", "lm", "df-sane"])
 def test_roots(method: Any) -> None:
     y0 = -torch.ones(8, dtype=FLOAT64)
     y = root(broyden_tridiagonal, y0, None, method=SciPy(method=method))
-    assert float(broyden_tridiagonal(y).abs().max()) < 1e-7
+    assert float(broyden_tridiagonal(y).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("method", [None, "trf", "dogbox", "lm"])
