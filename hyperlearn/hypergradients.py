@@ -174,14 +174,9 @@ def _refuse_itself(losses: dict[str, Loss], y: Tree, x: Tree) -> None:
     """Raise where a loss reaches y or x by itself: what it does with them would be left out."""
     own = {memory(leaf): name for name, tree in (("y", y), ("x", x)) for leaf in tensors_of(tree)}
     for name, loss in losses.items():
-        closure = Closure(loss)
-        called = "functional_call" in closure.names
-        parts = [part for module in closure.modules for part in module.parameters()]
-        swapped = {memory(part) for part in parts} if called else set()
-        for tensor in closure.tensors:
-            place = memory(tensor)
-            if place in own and place not in swapped and tensor.numel():
-                variable = own[place]
+        for tensor in Closure(loss).by_name():
+            if memory(tensor) in own and tensor.numel():
+                variable = own[memory(tensor)]
                 raise ValueError(
                     f"{name} closes over {variable} itself, a tensor of shape "
                     f"{tuple(tensor.shape)}; the derivative by it would be a silent zero: use the "

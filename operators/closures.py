@@ -83,6 +83,18 @@ class Closure:
         """Whether a name that was found is bound to something else by now."""
         return any(not bound.stands() for bound in self._bound)
 
+    def by_name(self) -> list[Tensor]:
+        """The tensors that code reads by a name of its own: of an enclosing function or a global.
+
+        Without those that an object has as attributes, which code may leave alone.
+        """
+        return [
+            bound.value
+            for bound in self._bound
+            if isinstance(bound.value, Tensor)
+            and (bound.read is contents or (bound.read is _item and "__builtins__" in bound.holder))
+        ]
+
     def rebound(self) -> str | None:
         """A name that the code reads and that is bound to something else by now; None for none.
 

@@ -66,6 +66,7 @@ def test_a_wrong_gradient_makes_the_suite_fail(tmp_path, monkeypatch):
         (1e-6, 1.0, "doubt", "false alarm"),
         (1e-5, math.nan, "", "disagrees"),
         (math.nan, math.nan, "raised", "flagged"),
+        (math.nan, math.nan, "", "no answer"),
     ],
 )
 def test_verdicts(error, claimed, flagged, verdict):

@@ -26,7 +26,7 @@ FACTOR = 10.0
 WRONG = 1e-2
 # A flag is a false alarm where the error is below this.
 RIGHT = 1e-5
-FAILURES = ("claim violated", "wrong, not flagged", "disagrees")
+FAILURES = ("claim violated", "wrong, not flagged", "disagrees", "no answer")
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "hypothesis", "hyperlearn", "jax", "jaxopt")
 
 
@@ -174,6 +174,7 @@ def summary(cases: Iterable[Case]) -> dict[str, float]:
         "wrong": sum(case.wrong for case in cases),
         "wrong, not flagged": sum(case.verdict == "wrong, not flagged" for case in cases),
         "disagrees": sum(case.verdict == "disagrees" for case in cases),
+        "no answer": sum(case.verdict == "no answer" for case in cases),
         "flagged": sum(bool(case.flagged) for case in cases),
         "false alarms": sum(case.verdict == "false alarm" for case in cases),
         "median claimed/true": float(np.median(ratios)) if ratios else math.nan,
@@ -215,7 +216,7 @@ def failures(cases: Iterable[Case], console: Console, most: int = 20) -> bool:
         console.print(
             f"{case.verdict.upper()}: {case.group}, {case.name} ({case.parameters}): error "
             f"{case.error:.3g}, claimed {case.claimed:.3g}, tolerance {case.tolerance:.3g}, "
-            f"reference within {case.uncertainty:.1g}",
+            f"reference within {case.uncertainty:.1g} {case.certificate.get('raised', '')}",
             highlight=False,
             markup=False,
         )

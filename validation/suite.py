@@ -39,7 +39,7 @@ from hyperlearn.checks.differences import sweep, value_noise
 from hyperlearn.oracles import Oracles
 from operators import LinearOperator
 from validation.bilevel import problems as zoo
-from validation.bilevel.run import ERRORS, Answer, Meeting, Mode, met
+from validation.bilevel.run import TELLING, Answer, Meeting, Mode, met
 from validation.drawn import drawn, st
 from validation.report import Case, by, failures, picture, show, stated, write
 
@@ -63,18 +63,21 @@ class Bench:
         **parameters: Any,
     ) -> Case:  # fmt: skip
         """``run`` returns the true and the claimed error; what it raises or warns is a flag."""
-        start, flags = time.perf_counter(), []
+        start, flags, raised = time.perf_counter(), [], {}
         error = claimed = math.nan
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 error, claimed = run()
-            except ERRORS as failure:
+            except TELLING as failure:
                 flags.append(f"{type(failure).__name__}: {failure}")
-        flags += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+            except Exception as failure:  # recorded, and the other cases are tried all the same
+                raised = {"raised": f"{type(failure).__name__}: {failure}"}
+        if not raised:
+            flags += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         return Case(
             group, name, json.dumps(parameters), error, claimed, tolerance,
-            flagged="; ".join(flags), seconds=time.perf_counter() - start,
+            flagged="; ".join(flags), seconds=time.perf_counter() - start, certificate=raised,
         )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ class GradientDescent(InnerMethod):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Halve s until ``f(y+) <= f(z) + g.(y+ - z) + |y+ - z|^2 / (2 s)``.
 
-        Where rounding hides what f does, the gradient tells: ``(g+ - g).(y+ - z)`` is to be at most
+        Where rounding of f hides the last term, the gradient tells: ``(g+ - g).(y+ - z)`` is to be at most
         ``|y+ - z|^2 / s``, which for a quadratic f is the same.
         """
         smooth = smooth_part(equation)
@@ -146,7 +146,7 @@ class GradientDescent(InnerMethod):
             square = move.square().sum(1)
             reached = equation.each(smooth.value, following)
             high = ~(reached <= value + (gradient * move).sum(1) + square / (2 * s))
-            hidden = (reached - value).abs() <= rounding
+            hidden = square / (2 * s) <= rounding
             if bool((high & hidden).any()):
                 bent = ((self._gradient(equation, following) - gradient) * move).sum(1)
                 high = torch.where(hidden, ~(bent <= square / s), high)

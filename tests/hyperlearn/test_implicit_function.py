@@ -161,8 +161,10 @@ def test_y_and_x_are_nested_and_x_holds_what_is_no_number() -> None:
 
     def solve(scale: Tensor, matrix: Tensor) -> dict[str, Any]:
         x = {"data": Data(scale, index, "label"), "matrix": matrix, "exponent": 3, "none": None}
-        y0 = {"a": torch.ones(3, dtype=FLOAT64),
-              "pair": Pair(torch.zeros((), dtype=FLOAT64), torch.zeros(2, 2, dtype=FLOAT64))}  # fmt: skip
+        y0 = {
+            "a": torch.ones(3, dtype=FLOAT64),
+            "pair": Pair(torch.zeros((), dtype=FLOAT64), torch.zeros(2, 2, dtype=FLOAT64)),
+        }
         y: dict[str, Any] = root(residual, y0, x)
         return y
 
@@ -218,7 +220,10 @@ def test_integer_tensors_pass_through_forward_mode_and_vmap() -> None:
     n = torch.tensor([2, 3, 4])
     torch.testing.assert_close(jacfwd(f)(POINT, n), jacrev(lambda x: x ** (1 / n))(POINT))
     many = torch.stack([n, n + 1])
-    got, expected = vmap(jacrev(f), (None, 0))(POINT, many), vmap(jacrev(lambda x, n: x ** (1 / n)), (None, 0))(POINT, many)  # fmt: skip
+    got, expected = (
+        vmap(jacrev(f), (None, 0))(POINT, many),
+        vmap(jacrev(lambda x, n: x ** (1 / n)), (None, 0))(POINT, many),
+    )
     torch.testing.assert_close(got, expected)
 
 
@@ -451,7 +456,13 @@ def test_a_singular_linearisation_has_no_derivative() -> None:
 
 def test_a_linear_solver_that_fails_says_so() -> None:
     x = CHAIN_AT.clone().requires_grad_()
-    y = root(chain, torch.zeros(40, dtype=FLOAT64), x, method=Broyden(), linear_solver=solvers.GMRES(maxiter=1))  # fmt: skip
+    y = root(
+        chain,
+        torch.zeros(40, dtype=FLOAT64),
+        x,
+        method=Broyden(),
+        linear_solver=solvers.GMRES(maxiter=1),
+    )
     with pytest.warns(solvers.ConvergenceWarning):
         y.sum().backward()
 

@@ -11,6 +11,8 @@ problems, `--examples` of them, by hypothesis. Counted are
 - wrong and not flagged: a relative error above 1e-2 with no exception, no warning, no
   ``converged=False``, and the certificate trustworthy to 1e-3 (must be 0);
 - disagreements: an exact way beyond its tolerance, without a flag (must be 0);
+- no answer: an exception other than those that say what is wrong with a problem: singular, not
+  definite, not converged, not finite (must be 0);
 - false alarms: flagged though the error is below 1e-5.
 
 What approximates by request and has no certificate (``"truncated(5)"``, ``"one_step"``) is counted

@@ -35,7 +35,13 @@ EXACT: dict[str, Callable[..., LinearSolver]] = {
     "DenseLU": solvers.DenseLU,
     "Auto": solvers.Auto,
 }
-ERRORS = (ArithmeticError, ValueError, RuntimeError, TypeError, NotImplementedError)
+# What says that there is no hypergradient to be had; anything else that is raised is a failure.
+TELLING = (
+    ArithmeticError,
+    solvers.StructureError,
+    solvers.NotConvergedError,
+    torch.linalg.LinAlgError,
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,19 @@ class Meeting:
         self.eps = float(torch.finfo(self.dtype).eps)
         self.data = problem.on(self.tensor)
         self.y0, self.x = self.tensor(problem.y0), self.tensor(problem.x)
+        data = self.data
+
+        # They hold the data, and not the y and x of this meeting.
+        def inner(y: Tensor, x: Tensor) -> Tensor:
+            return problem.inner(torch, y, x, data)
+
+        def loss(y: Tensor, x: Tensor) -> Tensor:
+            return problem.loss(torch, y, x, data)
+
+        def outer(y: Tensor, x: Tensor) -> Tensor:
+            return problem.outer(torch, y, x, data)
+
+        self.inner, self.loss, self.outer = inner, loss, outer
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """On the device; numbers in the problem's dtype."""
@@ -101,18 +120,6 @@ class Meeting:
     def y(self) -> Tensor:
         """The solution, rounded."""
         return self.tensor(self.problem.solution)
-
-    def inner(self, y: Tensor, x: Tensor) -> Tensor:
-        """The inner loss, map, residual or residuals."""
-        return self.problem.inner(torch, y, x, self.data)
-
-    def loss(self, y: Tensor, x: Tensor) -> Tensor:
-        """The inner loss, a scalar."""
-        return self.problem.loss(torch, y, x, self.data)
-
-    def outer(self, y: Tensor, x: Tensor) -> Tensor:
-        """The outer loss."""
-        return self.problem.outer(torch, y, x, self.data)
 
     def stopped(self, size: float, kind: str) -> Tensor:
         """y off the solution by `size` of its norm: as descent leaves it, or along a random line.
@@ -144,7 +151,8 @@ class Meeting:
             yield from self.inexact()
             yield from self.surrogates()
         yield from self.differentiated()
-        yield self.finite_differences()
+        if problem.minimum:
+            yield self.finite_differences()
 
     def finite_differences(self) -> Mode:
         """Of values that are exact to the tolerance of the inner solve."""
@@ -178,11 +186,11 @@ class Meeting:
 
     def chunked(self) -> Answer:
         """The inner data as a batch, worked through in chunks."""
-        names = self.problem.batches
+        names, problem, data = self.problem.batches, self.problem, vars(self.data)
 
         def loss(y: Tensor, x: Tensor, batch: dict[str, Tensor]) -> Tensor:
             # The losses sum over d.A and divide by its length, or take means.
-            return self.problem.loss(torch, y, x, SimpleNamespace(**(vars(self.data) | batch)))
+            return problem.loss(torch, y, x, SimpleNamespace(**(data | batch)))
 
         batch = {name: getattr(self.data, name) for name in names}
         gradient, certificate = hl.hypergradient(
@@ -356,16 +364,19 @@ class Meeting:
 def met(group: str, name: str, problem: Problem, mode: Mode, **parameters: Any) -> Case:
     """One mode meets one problem."""
     reference, start = problem.reference, time.perf_counter()
-    answer, flags = None, []
+    answer, flags, raised = None, [], {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             answer = mode.run()
-        except ERRORS as error:
+        except TELLING as error:
             flags.append(f"{type(error).__name__}: {error}")
+        except Exception as error:  # recorded, and the other ways are tried all the same
+            raised = {"raised": f"{type(error).__name__}: {error}"}
     seconds = time.perf_counter() - start
-    flags += [f"{w.category.__name__}: {w.message}" for w in caught if _telling(w)]
-    error, claimed, certificate = math.nan, math.nan, {}
+    if not raised:
+        flags += [f"{w.category.__name__}: {w.message}" for w in caught if _telling(w)]
+    error, claimed, certificate = math.nan, math.nan, raised
     if answer is not None:
         error = relative_error(answer.gradient, reference.gradient)
         claimed, certificate = answer.claimed, answer.certificate or {}

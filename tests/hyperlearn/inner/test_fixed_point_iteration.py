@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def test_iterates_are_the_powers() -> None:
 
 def test_the_error_falls_at_the_rate_of_the_contraction() -> None:
     errors = [float((first(FixedPointIteration(), k) - EXACT).norm()) for k in range(0, 30, 5)]
-    for before, after in zip(errors[:-1], errors[1:], strict=True):
+    for before, after in pairwise(errors):
         assert after <= 0.9**5 * before * (1 + 1e-9)
 
 

@@ -74,7 +74,9 @@ def test_an_ill_conditioned_quadratic_converges_fast_to_the_end() -> None:
 
 def test_it_is_the_default_of_many_unknowns() -> None:
     x = sampled(300)
-    answer = argmin(lambda y, x: torch.cosh(y - x).sum(), torch.zeros(300).double(), x, return_info=True)  # fmt: skip
+    answer = argmin(
+        lambda y, x: torch.cosh(y - x).sum(), torch.zeros(300).double(), x, return_info=True
+    )
     assert answer.info.method.startswith("LBFGS")
     torch.testing.assert_close(answer.y, x, rtol=1e-8, atol=1e-9)
 

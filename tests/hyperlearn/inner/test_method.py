@@ -131,7 +131,9 @@ def test_a_contraction_and_its_batch(name: str) -> None:
     torch.testing.assert_close(vmap(solve)(X), alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["newton", "levenberg-marquardt", "broyden", "anderson", "iteration"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["newton", "levenberg-marquardt", "broyden", "anderson", "iteration"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_precisions(name: str, dtype: torch.dtype) -> None:
     T = contraction(4, 0.4, seed=41)

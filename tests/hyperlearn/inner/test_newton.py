@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_convergence_is_quadratic() -> None:
     info = root(lambda y, x: y**2 - x, at(1.5), at(2.0), return_info=True).info
     r = info.history
     # r_{k+1} / r_k^2 is bounded; and the last step from 1e-6 or so is the last.
-    ratios = [b / a**2 for a, b in zip(r[:-1], r[1:], strict=True) if a > 1e-7]
+    ratios = [b / a**2 for a, b in pairwise(r) if a > 1e-7]
     assert max(ratios) < 10 * ratios[0]
     assert info.iterations <= 5
 
@@ -90,7 +91,9 @@ def test_it_goes_downhill_from_a_saddle_and_not_to_it() -> None:
 
 def test_quadratics_take_one_step() -> None:
     H, b = spd(30, 1e6, seed=1), sampled(30, seed=2)
-    answer = argmin(lambda y, x: y @ H @ y / 2 - b @ y, torch.zeros(30).double(), None, return_info=True)  # fmt: skip
+    answer = argmin(
+        lambda y, x: y @ H @ y / 2 - b @ y, torch.zeros(30).double(), None, return_info=True
+    )
     assert answer.info.iterations <= 2
     torch.testing.assert_close(answer.y, torch.linalg.solve(H, b), rtol=1e-7, atol=1e-9)
 
@@ -124,7 +127,9 @@ def test_conjugate_gradients_for_a_large_loss() -> None:
     d = torch.linspace(1, 50, n, dtype=FLOAT64)
     x = sampled(n)
     loss = lambda y, x: (d * y**2 / 2 + torch.cosh(y) - x * y).sum()  # noqa: E731
-    y = argmin(loss, torch.zeros(n).double(), x, method=Newton(), linear_solver=solvers.CG(rtol=1e-10))  # fmt: skip
+    y = argmin(
+        loss, torch.zeros(n).double(), x, method=Newton(), linear_solver=solvers.CG(rtol=1e-10)
+    )
     assert float((d * y + torch.sinh(y) - x).abs().max()) < 1e-8
 
 

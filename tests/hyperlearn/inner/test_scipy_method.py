@@ -22,7 +22,9 @@ from tests.hyperlearn.inner.systems import (
 from tests.hyperlearn.problems import FLOAT64, POINT, contraction, sampled
 
 
-@pytest.mark.parametrize("method", [None, "BFGS", "CG", "Newton-CG", "trust-ncg", "trust-exact", "L-BFGS-B"])  # fmt: skip
+@pytest.mark.parametrize(
+    "method", [None, "BFGS", "CG", "Newton-CG", "trust-ncg", "trust-exact", "L-BFGS-B"]
+)
 def test_minimisers(method: Any) -> None:
     rtol = 1e-6 if method in ("CG", "BFGS", "L-BFGS-B", None) else 1e-8
     y = argmin(rosenbrock, at(-1.2, 1.0), None, method=SciPy(method=method, rtol=rtol))
