@@ -134,8 +134,8 @@ class GradientDescent(InnerMethod):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Halve s until ``f(y+) <= f(z) + g.(y+ - z) + |y+ - z|^2 / (2 s)``.
 
-        Where rounding of f hides the last term, the gradient tells: ``(g+ - g).(y+ - z)`` is to be at most
-        ``|y+ - z|^2 / s``, which for a quadratic f is the same.
+        Where rounding of f hides the last term, the gradient tells: ``(g+ - g).(y+ - z)`` is to be
+        at most ``|y+ - z|^2 / s``, which for a quadratic f is the same.
         """
         smooth = smooth_part(equation)
         value = equation.each(smooth.value, Z)

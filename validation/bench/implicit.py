@@ -208,6 +208,4 @@ def unrolling(bench: Bench, n: int = 100_000) -> None:
             table.add_row(name, *(f"{peak:.0f}" for peak in peaks))
     bench.console.print(table)
     growth = math.sqrt(counts[-1] / counts[0])
-    bench.console.print(
-        f"from T = {counts[0]} to {counts[-1]}: sqrt(T) grows {growth:.0f} times\n"
-    )
+    bench.console.print(f"from T = {counts[0]} to {counts[-1]}: sqrt(T) grows {growth:.0f} times\n")
