@@ -110,7 +110,9 @@ def correction(
     improved = direct - implicit
     error = math.inf
     if not detail and bool(torch.isfinite(improved).all()):
-        floor = ROUNDING * eps * (norm(direct) + norm(implicit))
+        # The Hessian itself is known to eps |H|: cond(H) eps of the adjoint.
+        condition = H.largest / H.smallest if H.smallest > 0 else 1.0
+        floor = eps * (ROUNDING * (norm(direct) + norm(implicit)) + condition * norm(implicit))
         error = SAFETY * norm(improved - gradient) / (1 - contraction) + floor
     return Correction(
         better,

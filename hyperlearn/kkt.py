@@ -19,7 +19,7 @@ class KKTPoint(NamedTuple):
 
     A nested structure like any other: `root` and ``torch.func`` take it as it is.
 
-    Parameters
+    Attributes
     ----------
     y
         Nested tensors.

@@ -187,8 +187,8 @@ class GroupLasso:
     weight: Parameter
     groups: Sequence[Sequence[int]] | None = None
     # For each entry that is in a group: which entry, and which group.
-    _entry: Tensor = field(init=False, repr=False, compare=False)
-    _group: Tensor = field(init=False, repr=False, compare=False)
+    _entry: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _group: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check(self.weight, NONNEGATIVE, "GroupLasso: weight")
@@ -201,8 +201,9 @@ class GroupLasso:
         if len(set(entries)) < len(entries):
             raise ValueError("GroupLasso: groups overlap; expected each index in at most one")
         labels = [label for label, group in enumerate(groups) for _ in group]
-        object.__setattr__(self, "_entry", torch.tensor(entries, dtype=torch.long))
-        object.__setattr__(self, "_group", torch.tensor(labels, dtype=torch.long))
+        # Numbers and no tensors: one that is made inside a transform is of no use after it.
+        object.__setattr__(self, "_entry", tuple(entries))
+        object.__setattr__(self, "_group", tuple(labels))
 
     def penalty(self, y: Tree, x: Tree = None) -> Tensor:
         """``sum_g weight_g |y_g|``, a tensor ``()``; at ``y_g = 0`` the subgradient 0."""
@@ -255,7 +256,10 @@ class GroupLasso:
             raise ValueError(
                 f"GroupLasso: groups hold the index {largest}; y has {space.size} coordinates"
             )
-        return self._entry.to(space.device), self._group.to(space.device)
+        entry, group = (
+            torch.tensor(numbers, device=space.device) for numbers in (self._entry, self._group)
+        )
+        return entry, group
 
 
 @dataclass(frozen=True)

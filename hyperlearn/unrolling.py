@@ -1,7 +1,8 @@
 """Differentiating through the steps of an inner method: all of them, the last K, or one.
 
 What comes out is the derivative of what the steps compute, at a cost that grows with their number,
-and not that of the solution, which it tends to as the steps converge.
+and not that of the solution, which it tends to as the steps converge: later than the point itself,
+so that a converged point says nothing of it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ Four groups, ``--examples`` draws of each:
   differences, or what its approximation is known to give.
 
 Nothing is shrunk or stored between runs: one seed draws one set of cases. Each case is a row of the
-report (HDF5), and a point of the picture beside it: claimed against true error.
+report (HDF5), and a point of the picture beside it: claimed against true error. With the default 30
+examples it takes about 3 minutes on one core of a 2-core machine, with 5 examples 45 seconds.
 """
 
 from __future__ import annotations

@@ -433,3 +433,26 @@ class TestWeights:
         y, x = torch.ones(SIZE), torch.ones(SIZE)
         with pytest.raises(ValueError, match=r"step=.*; expected a positive number"):
             PENALTIES[name].prox(y, step, x)
+
+
+def test_groups_made_inside_a_transform_are_of_use_to_a_solution():
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    t = torch.randn(20, generator=generator, dtype=torch.float64)
+
+    def f(x):
+        return hl.argmin(
+            lambda y, x: ((A @ y - t - x[1]) ** 2).mean(),
+            torch.zeros(6, dtype=torch.float64),
+            x,
+            penalty=hl.GroupLasso(lambda x: x[0].exp(), [[0, 1, 2], [3, 4, 5]]),
+        ).sum()
+
+    x = torch.tensor([-1.0, 0.3], dtype=torch.float64)
+    h = 1e-5
+    units = torch.eye(2, dtype=torch.float64)
+    central = torch.stack([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in units])
+    torch.testing.assert_close(torch.func.jacfwd(f)(x), central, rtol=1e-6, atol=1e-8)
+    batch = torch.stack([x, x + 0.1])
+    mapped = torch.func.vmap(torch.func.grad(f))(batch)
+    torch.testing.assert_close(mapped[0], central, rtol=1e-6, atol=1e-8)

@@ -397,12 +397,12 @@ def test_unrolling_through_a_linear_solver() -> None:
 
     expected = jacrev(solved)(POINT)
     for mode in ("unrolled", "one_step"):
-        got = jacrev(lambda x, mode=mode: f(x, mode))(POINT)
-        torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-8)
-        # Forward mode does not care for no_grad.
-        with torch.no_grad():
-            got = jvp(lambda x, mode=mode: f(x, mode), (POINT,), (V,))[1]
-        torch.testing.assert_close(got, expected @ V, rtol=1e-7, atol=1e-8)
+        got = vjp(lambda x, mode=mode: f(x, mode), POINT)[1](W)[0]
+        torch.testing.assert_close(got, W @ expected, rtol=1e-7, atol=1e-8)
+    # Forward mode does not care for no_grad.
+    with torch.no_grad():
+        got = jvp(lambda x: f(x, "unrolled"), (POINT,), (V,))[1]
+    torch.testing.assert_close(got, expected @ V, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("mode", ["unrolled", "truncated(2)", "one_step"])
