@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from hyperlearn.conditions import Conditions
 from hyperlearn.inner.equation import DENSE, Axes, Equation, batched
-from hyperlearn.inner.method import InnerInfo, InnerMethod
+from hyperlearn.inner.method import InnerInfo, InnerMethod, wide
 from operators import Dense, LinearOperator
 from operators.solve_rule import Factor, apply_inverse
 from operators.space import flatten
@@ -117,16 +117,22 @@ class RegularLU(DenseLU):
     def _prepare(self, A: LinearOperator) -> PreparedSolver:
         members = [A.member(i) for i in range(len(A))] if isinstance(A, Members) else [A]
         for one in members:
-            refuse_singular(one.to_dense(), "A = d_y F")
+            refuse_singular(wide(one.to_dense()), "A = d_y F")
         return super()._prepare(A)
 
 
 def refuse_singular(A: Tensor, name: str) -> None:
-    """Raise where ``cond_1(A) >= 1 / (n eps)``: no digit of a solution would be right.
+    """Raise where ``cond_1 >= 1 / (n eps)`` of A with equilibrated rows and columns.
+
+    No digit of a solution would be right.
 
     A consistent right-hand side leaves no residual to tell by: any vector of the null space may be
     added to what solves it.
     """
+    # Units of equations and unknowns are not to decide: rows and columns of size one.
+    for dim in (1, 0):
+        size = A.abs().amax(dim, keepdim=True)
+        A = A / torch.where(size > 0, size, 1.0)
     inverse, failed = torch.linalg.inv_ex(A)
     norms = [torch.linalg.matrix_norm(M, 1) for M in (A, inverse)]
     condition = math.inf if int(failed) else float(norms[0] * norms[1])
@@ -277,10 +283,10 @@ class Problem:
                 A = solved.matrix[0]
             else:
                 A = self.conditions.dense(y, x)
-            wide = A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
-            factor, pivots, _ = torch.linalg.lu_factor_ex(wide)
-            refuse_singular(wide, f"A = d_y F, F of the {self.conditions.noun},")
-            self._factor = (wide, factor, pivots)
+            A = wide(A)
+            factor, pivots, _ = torch.linalg.lu_factor_ex(A)
+            refuse_singular(A, f"A = d_y F, F of the {self.conditions.noun},")
+            self._factor = (A, factor, pivots)
         A, factor, pivots = self._factor
         right = b.to(A.dtype)
         q = torch.linalg.lu_solve(factor, pivots, right[:, None], adjoint=transpose)[:, 0]
