@@ -93,8 +93,9 @@ def diagonal(
     >>> import torch, operators as ops
     >>> U = ops.Dense(torch.arange(200.0)[:, None])
     >>> d = diagonal(U @ U.T, 8)
-    >>> d.value[:4].round(decimals=1), d.method
-    (tensor([0., 1., 4., 9.]), 'xdiag')
+    >>> exact = torch.arange(200.0) ** 2
+    >>> bool((d.value - exact).abs().max() < 1e-4 * exact.max()), d.method
+    (True, 'xdiag')
     """
     estimators = {"hutchinson": _hutchinson, "xdiag": _xdiag}
     check_arguments(A, method, ("exact", *estimators), rtol, max_products)
