@@ -18,14 +18,7 @@ from operators.linear_operator import LinearOperator
 _PLAIN = (str, bytes, int, float, complex, type(None))
 _CODE = (types.FunctionType, types.BuiltinFunctionType, type)
 # Packages whose globals hold no tensors of a user's.
-_LIBRARIES = sys.stdlib_module_names | {
-    "torch",
-    "numpy",
-    "scipy",
-    "operators",
-    "solvers",
-    "hyperlearn",
-}
+_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "scipy", "operators"}
 # Of longer containers the length is watched, and not every entry.
 MOST_WATCHED = 256
 

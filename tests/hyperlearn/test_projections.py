@@ -440,7 +440,7 @@ class TestSimplex:
         y = 10.0**exponent * sampled(size, seed=seed)
         tau = optimize.brentq(
             lambda tau: float((y - tau).relu().sum()) - total,
-            float(y.min()) - total,
+            float(y.min()) - 2 * total,
             float(y.max()),
             xtol=1e-15,
             rtol=1e-15,
