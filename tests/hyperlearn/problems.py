@@ -50,6 +50,23 @@ def differences(f: Callable[[Tensor], Tensor], x: Tensor, step: float = 1e-3) ->
     return stacked.reshape(*stacked.shape[:-1], *x.shape)
 
 
+def nested(vector: Tensor) -> Any:
+    return {"a": vector[:2].reshape(1, 2), "b": (vector[2:],)}
+
+
+def flat(tree: Any) -> Tensor:
+    return torch.cat([tree["a"].reshape(-1), tree["b"][0]])
+
+
+def central(f: Callable[[Tensor], Tensor], y: Tensor, step: float = 1e-6) -> Tensor:
+    """Jacobian by central differences, columns along the last axis."""
+    columns = [
+        (f(y + step * e.reshape(y.shape)) - f(y - step * e.reshape(y.shape))) / (2 * step)
+        for e in torch.eye(y.numel(), dtype=y.dtype)
+    ]
+    return torch.stack(columns, -1).reshape(*columns[0].shape, *y.shape)
+
+
 @dataclass(frozen=True)
 class Known:
     """`solve(x, **options)` beside `closed(x)`, plain torch code; x is ``(3,)``, positive.

@@ -16,31 +16,10 @@ from torch import Tensor
 
 import hyperlearn as hl
 import solvers
+from tests.hyperlearn.problems import FLOAT64, central, flat, nested, sampled
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
-FLOAT64 = torch.float64
 SIZE = 6
-
-
-def sampled(*shape: int, seed: int = 0, dtype: torch.dtype = FLOAT64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def nested(vector: Tensor) -> Any:
-    return {"a": vector[:2].reshape(1, 2), "b": (vector[2:],)}
-
-
-def flat(tree: Any) -> Tensor:
-    return torch.cat([tree["a"].reshape(-1), tree["b"][0]])
-
-
-def central(f: Callable[[Tensor], Tensor], y: Tensor, step: float = 1e-6) -> Tensor:
-    """Jacobian by central differences, columns along the last axis."""
-    columns = [
-        (f(y + step * e.reshape(y.shape)) - f(y - step * e.reshape(y.shape))) / (2 * step)
-        for e in torch.eye(y.numel(), dtype=y.dtype)
-    ]
-    return torch.stack(columns, -1).reshape(*columns[0].shape, *y.shape)
 
 
 MATRIX = sampled(2, SIZE, seed=70)

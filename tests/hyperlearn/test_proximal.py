@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,32 +13,11 @@ from scipy import optimize
 from torch import Tensor
 
 import hyperlearn as hl
+from tests.hyperlearn.problems import FLOAT64, central, flat, nested, sampled
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
-FLOAT64 = torch.float64
 SIZE = 6
 GROUPS = [[0, 4], [3], [1, 2]]  # 5 is in none
-
-
-def sampled(*shape: int, seed: int = 0, dtype: torch.dtype = FLOAT64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def nested(vector: Tensor) -> Any:
-    return {"a": vector[:2].reshape(1, 2), "b": (vector[2:],)}
-
-
-def flat(tree: Any) -> Tensor:
-    return torch.cat([tree["a"].reshape(-1), tree["b"][0]])
-
-
-def central(f: Callable[[Tensor], Tensor], y: Tensor, step: float = 1e-6) -> Tensor:
-    """Jacobian by central differences, columns along the last axis."""
-    columns = [
-        (f(y + step * e.reshape(y.shape)) - f(y - step * e.reshape(y.shape))) / (2 * step)
-        for e in torch.eye(y.numel(), dtype=y.dtype)
-    ]
-    return torch.stack(columns, -1).reshape(*columns[0].shape, *y.shape)
 
 
 # Functions of x (SIZE,), so that one table serves values, derivatives in y and derivatives in x.
