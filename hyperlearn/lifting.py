@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from operators.closures import Closure, contents, is_library
+from operators.hidden_tensors import refuse_changes, versions
 from operators.tracing import tracked
 
 
@@ -142,8 +142,7 @@ class Watch:
     def settle(self) -> None:
         """Take things as they are now; what the functions change themselves is their own affair."""
         self.closure.settle()
-        plain = [t for t in self.closure.tensors if not (_wrapped(t) or t.is_inference())]
-        self._versions = [(tensor, tensor._version) for tensor in plain]
+        self._versions = versions(self.closure.tensors)
 
     def check(self) -> None:
         """Raise RuntimeError where something has changed since."""
@@ -154,18 +153,7 @@ class Watch:
                 "the derivative would be that of another problem; make it part of x, or a local "
                 "variable"
             )
-        for tensor, version in self._versions:
-            if tensor._version != version:
-                raise RuntimeError(
-                    f"a tensor of shape {tuple(tensor.shape)} that {self.name} closes over was "
-                    f"modified by an inplace operation after the solve (version {version}, then "
-                    f"{tensor._version}): the derivative would be that of another problem; change "
-                    "a copy"
-                )
-
-
-def _wrapped(tensor: Tensor) -> bool:
-    return bool(is_functorch_wrapped_tensor(tensor))
+        refuse_changes(self._versions, self.name)
 
 
 def _written(code: types.CodeType) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from operators.closures import Closure
 from operators.linear_operator import LinearOperator
 from operators.space import Tree
-from operators.tracing import memory, tracked
+from operators.tracing import memory, tracked, wrapped
 
 
 def refuse_hidden_tensors(A: LinearOperator, closure: Closure) -> None:
@@ -31,7 +31,7 @@ def refuse_hidden_tensors(A: LinearOperator, closure: Closure) -> None:
 
     def given() -> set[int]:
         # Those of a module that is called by its parameters share memory with what A has.
-        return {memory(tensor) for tensor in A.tensors if not _wrapped(tensor)} | _called_by(
+        return {memory(tensor) for tensor in A.tensors if not wrapped(tensor)} | _called_by(
             A, closure
         )
 
@@ -71,7 +71,7 @@ def refuse_closed_over(name: str, closure: Closure, x: Tree) -> None:
         own = {
             memory(leaf)
             for leaf in pytree.tree_leaves(x)
-            if isinstance(leaf, Tensor) and not _wrapped(leaf)
+            if isinstance(leaf, Tensor) and not wrapped(leaf)
         }
         return own & parts | _called_by(x, closure)
 
@@ -92,6 +92,22 @@ def refuse_closed_over(name: str, closure: Closure, x: Tree) -> None:
         )
 
 
+def versions(tensors: Iterable[Tensor]) -> list[tuple[Tensor, int]]:
+    """The tensors that count their changes in place, each with its count now."""
+    return [(t, t._version) for t in tensors if not (wrapped(t) or t.is_inference())]
+
+
+def refuse_changes(noted: Sequence[tuple[Tensor, int]], owner: str) -> None:
+    """Raise RuntimeError where a tensor that `owner` closes over has changed since `versions`."""
+    for tensor, version in noted:
+        if tensor._version != version:
+            raise RuntimeError(
+                f"a tensor of shape {tuple(tensor.shape)} that {owner} closes over was modified by "
+                f"an inplace operation after the solve (version {tensor._version}, then "
+                f"{version}): the derivative would be that of another problem; change a copy"
+            )
+
+
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
@@ -107,7 +123,7 @@ def _first_hidden(
     for tensor in closure.tensors:
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
-        if _wrapped(tensor):
+        if wrapped(tensor):
             # What a transform that is over has left behind is a constant.
             dead: bool = _functorch.is_dead_tensor_wrapper(tensor)  # type: ignore[attr-defined]
             if dead or id(tensor) in excused:
@@ -120,10 +136,6 @@ def _first_hidden(
                 continue
         return tensor
     return None
-
-
-def _wrapped(tensor: Tensor) -> bool:
-    return bool(_functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def _called_by(value: Any, closure: Closure) -> set[int]:

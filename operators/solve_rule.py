@@ -9,14 +9,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
 from operators.closures import Closure, closure_of
-from operators.hidden_tensors import refuse_hidden_tensors
+from operators.hidden_tensors import refuse_changes, refuse_hidden_tensors, versions
 from operators.linear_operator import LinearOperator
 from operators.stacked import Stacked
-from operators.tracing import differentiating, forward_over_forward, full_precision
+from operators.tracing import differentiating, forward_over_forward, full_precision, wrapped
 
 
 class Prepared(Protocol):
@@ -89,7 +88,7 @@ class Factor:
     def of_batch(self, tensors: Sequence[Tensor], axes: Sequence[int | None]) -> Factor:
         """The one for a batch along these axes; kept, so that its derivatives reuse the factors."""
         # What belongs to another transform, or does not count its changes, is not recognised.
-        if any(is_functorch_wrapped_tensor(t) or t.is_inference() for t in tensors):
+        if any(wrapped(t) or t.is_inference() for t in tensors):
             return Factor(self.solver, self.log)
         same = [(t.data_ptr(), t.shape, t.stride(), t._version) for t in tensors]
         key = [*same, *axes]
@@ -209,14 +208,14 @@ class _Solve(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, ctx.transpose, ctx.treespec, ctx.factor, *tensors = inputs
         # Tensors that functions reach belong to A too, though torch does not know.
-        ctx.reached = [(t, t._version) for t in ctx.factor.reached if not t.is_inference()]
+        ctx.reached = versions(ctx.factor.reached)
         ctx.save_for_backward(output, *tensors)
         ctx.save_for_forward(output, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
         (x_bar,) = outputs
-        _refuse_changes(ctx.reached)
+        refuse_changes(ctx.reached, "a function in A")
         x, *tensors = ctx.saved_tensors
         factor = ctx.factor.of_derivatives
         with full_precision(x.device):
@@ -311,16 +310,6 @@ class _Solve(torch.autograd.Function):
             rows = rows.unflatten(0, (count, len(inner)))
             rows = torch.func.vmap(lambda x: inner.gathered(x, transpose=not transpose))(rows)
         return rows[..., 0] if single else rows, 0
-
-
-def _refuse_changes(reached: Sequence[tuple[Tensor, int]]) -> None:
-    for tensor, version in reached:
-        if tensor._version != version:
-            raise RuntimeError(
-                f"a tensor of shape {tuple(tensor.shape)} that a function in A closes over was "
-                f"modified by an inplace operation after the solve (version {tensor._version}, "
-                f"then {version}): its derivative would be that of another A; change a copy"
-            )
 
 
 def _leading(tensor: Tensor, dim: int | None, count: int) -> Tensor:

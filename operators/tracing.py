@@ -86,6 +86,11 @@ def place(tensor: Tensor) -> tuple[int, int]:
     return (tensor.data_ptr(), tensor._version)
 
 
+def wrapped(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func has the tensor in hand."""
+    return bool(_functorch.is_functorch_wrapped_tensor(tensor))
+
+
 def memory(tensor: Tensor) -> int:
     """Which piece of memory holds the values of a tensor, or of what torch.func wraps in it."""
     while _functorch.is_functorch_wrapped_tensor(tensor):
