@@ -16,10 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperlearn.inner.curvature import ends as spectral_ends
 from hyperlearn.inner.equation import DENSE
+from hyperlearn.inner.method import wide
 from hyperlearn.oracles import Oracles
-from operators import LinearOperator
-from solvers import Auto, ConvergenceWarning, LinearSolver, NotPositiveDefiniteError, SingularError
+from operators import Dense, LinearOperator
+from solvers import (
+    Auto,
+    ConvergenceWarning,
+    DenseLU,
+    LinearSolver,
+    NotPositiveDefiniteError,
+    SingularError,
+)
 from solvers.stationary.spectrum import spectrum
 
 Tree = Any
@@ -133,47 +142,39 @@ class _Curvature:
     def __init__(self, A: LinearOperator, solver: LinearSolver, *, ends: bool = True) -> None:
         self.A, self.detail = A, ""
         self.smallest = self.largest = math.nan
-        self._factor: Any = None
         if A.shape[0] <= DENSE:
-            dense = A.to_dense()
-            dense = dense.float() if dense.dtype in (torch.float16, torch.bfloat16) else dense
+            dense = wide(A.to_dense())
             if ends:
-                values = torch.linalg.eigvalsh(dense)
-                self.smallest, self.largest = float(values[0]), float(values.abs().max())
-            self._round(A)
-            factor, pivots, failed = torch.linalg.lu_factor_ex(dense)
-            self._factor = factor, pivots
-            if int(failed):
-                self.detail = "the Hessian is singular"
-            return
-        if ends:
+                smallest, largest = spectral_ends(dense)
+                self.smallest, self.largest = float(smallest), float(largest)
+            solver, A = DenseLU(), Dense(dense)
+        elif ends:
             found = spectrum(A, 20)
             self.smallest, self.largest = float(found.smallest), float(found.largest.abs())
-        self._round(A)
-        # What stops early on purpose, or solves another system, is no reference.
-        self._solver = Auto() if solver.truncated else solver
-        self._prepared = self._solver.prepare(A)
-
-    def _round(self, A: LinearOperator) -> None:
-        """What rounding makes of no curvature is none."""
-        if abs(self.smallest) <= 16 * A.shape[0] * torch.finfo(A.dtype).eps * self.largest:
-            self.smallest = 0.0
+        if solver.truncated:
+            # What stops early on purpose is no reference.
+            solver = Auto()
+        self._dtype = A.dtype
+        try:
+            self._prepared = solver.prepare(A)
+        except SingularError:
+            self.detail = "the Hessian is singular"
 
     def solve(self, b: Tensor) -> Tensor:
-        """``A^-1 b``."""
-        if self._factor is not None:
-            factor, pivots = self._factor
-            return torch.linalg.lu_solve(factor, pivots, b.to(factor.dtype)[:, None])[:, 0].to(b)
+        """``A^-1 b``; NaN where there is none."""
+        nothing = torch.full_like(b, math.nan)
+        if self.detail:
+            return nothing
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # it is in the detail
-                value, info = self._prepared.solve(b)
-        except (NotPositiveDefiniteError, SingularError) as error:
+                value, info = self._prepared.solve(b.to(self._dtype))
+        except (NotPositiveDefiniteError, SingularError, ValueError) as error:
             self.detail = f"a solve for the estimate failed: {error}"
-            return torch.full_like(b, math.nan)
+            return nothing
         if not info.converged:
             self.detail = f"a solve for the estimate did not converge: {info.reason}"
-        return value
+        return value.to(b.dtype)
 
 
 def norm(vector: Tensor) -> float:

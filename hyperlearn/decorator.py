@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hyperlearn.conditions import Conditions, FixedPoint, Root, Stationary
 from hyperlearn.implicit_function import Outer, Problem, Rule, Solved, solution
+from hyperlearn.inner.curvature import minimum_or_not
 from hyperlearn.inner.equation import Equation
 from hyperlearn.inner.fixed_point_iteration import FixedPointIteration
-from hyperlearn.inner.method import InnerInfo, InnerMethod, State, minimum_or_not
+from hyperlearn.inner.method import InnerInfo, InnerMethod, State
 from hyperlearn.solutions import Answer, lift
 from operators import Space
 from operators.space import flatten
@@ -152,7 +153,7 @@ def implicit(
             problem = _Called(conditions, solve, judge, byproduct, outer, linear_solver, rule)
             y, _ = solution(problem, torch.zeros(()), tensors)
             info = problem.log[0]
-            judge.report(info)
+            judge.report(info, frames=2)
             tree = problem.conditions.space.unravel(y)
             return Answer(tree, info) if return_info else tree
 
@@ -168,9 +169,7 @@ class AsGiven(InnerMethod):
     maxiter: int = 0
     name: str = "the solver"
 
-    def tolerance(self, dtype: torch.dtype) -> float:
-        """``sqrt(eps)`` by default."""
-        return float(torch.finfo(dtype).eps) ** 0.5 if self.rtol is None else self.rtol
+    power = 0.5
 
     def begin(self, equation: Equation, Y: Tensor) -> State:
         """F at the solution."""

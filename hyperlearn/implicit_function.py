@@ -9,8 +9,8 @@ With ``F(y*(x), x) = 0`` and ``A = d_y F``,
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -35,20 +35,16 @@ from operators.tracing import (
     forward_over_forward,
     full_precision,
     place,
-    readable,
 )
 from solvers import (
     GMRES,
     Auto,
-    ConvergenceWarning,
     DenseLU,
-    Info,
     LinearSolver,
     NotConvergedError,
     PreparedSolver,
     SingularError,
 )
-from solvers.members import Members
 
 Tree = Any
 Rule = Literal["implicit", "identity"] | InnerMethod
@@ -111,39 +107,6 @@ class Solved:
     byproduct: PreparedSolver | None = None
 
 
-class RegularLU(DenseLU):
-    """`DenseLU` that refuses a matrix which is singular to rounding, and not just to the bit."""
-
-    def _prepare(self, A: LinearOperator) -> PreparedSolver:
-        members = [A.member(i) for i in range(len(A))] if isinstance(A, Members) else [A]
-        for one in members:
-            refuse_singular(wide(one.to_dense()), "A = d_y F")
-        return super()._prepare(A)
-
-
-def refuse_singular(A: Tensor, name: str) -> None:
-    """Raise where ``cond_1 >= 1 / (n eps)`` of A with equilibrated rows and columns.
-
-    No digit of a solution would be right.
-
-    A consistent right-hand side leaves no residual to tell by: any vector of the null space may be
-    added to what solves it.
-    """
-    # Units of equations and unknowns are not to decide: rows and columns of size one.
-    for dim in (1, 0):
-        size = A.abs().amax(dim, keepdim=True)
-        A = A / torch.where(size > 0, size, 1.0)
-    inverse, failed = torch.linalg.inv_ex(A)
-    norms = [torch.linalg.matrix_norm(M, 1) for M in (A, inverse)]
-    condition = math.inf if int(failed) else float(norms[0] * norms[1])
-    if not condition * len(A) * torch.finfo(A.dtype).eps < 1:
-        raise SingularError(
-            f"{name} of {len(A)} unknowns is singular at the solution (condition {condition:.2g}): "
-            "y is no differentiable function of x there, as where minima are not isolated; "
-            "regularise the inner problem, or give linear_solver=, as solvers.SVD()"
-        )
-
-
 class Problem:
     """One inner problem, or nested batches of it, and how it is differentiated.
 
@@ -155,16 +118,14 @@ class Problem:
         The inner solver.
     outer
         Puts x together.
+    linear_solver
+        Applies ``A^-1`` and ``A^-T``. None forms A up to 256 unknowns and takes `solvers.Auto`
+        beyond.
     mode
         ``"implicit"``; ``"identity"``, with I for A (Luketina et al. 2016, arXiv:1511.06727, where
         F is a gradient: T1-T2); or a method: the derivative is that of one step S from the
         solution, ``dy = d_x S dx`` (Bolte et al. 2023, arXiv:2305.13768; of the fixed-point
         iteration Fung et al. 2022, arXiv:2103.12803; of Newton's it is the implicit one).
-    linear_solver
-        Applies ``A^-1`` and ``A^-T``. None forms A up to 256 unknowns and takes `solvers.Auto`
-        beyond.
-    sizes, axes
-        Of the batches, as for `Equation`.
     """
 
     def __init__(
@@ -173,45 +134,25 @@ class Problem:
         solve: Solve,
         outer: Outer,
         linear_solver: LinearSolver | None,
-        sizes: tuple[int, ...] = (),
-        axes: tuple[Axes, ...] = (),
-        origin: Problem | None = None,
         mode: Rule = "implicit",
     ) -> None:
-        self.mode = mode
-        self.solve, self.outer = solve, outer
-        self.linear_solver, self.sizes, self.axes = linear_solver, sizes, axes
-        # A batch shares the conditions and the log of the single problem that it is made of.
-        self.origin: Problem = origin or self
-        if origin is None:
-            self._conditions = conditions
-            self._log: list[InnerInfo] = []
+        self.conditions, self.solve, self.outer = conditions, solve, outer
+        self.linear_solver, self.mode = linear_solver, mode
+        # Of the batches, as for `Equation`.
+        self.sizes: tuple[int, ...] = ()
+        self.axes: tuple[Axes, ...] = ()
+        # What inner solves have said.
+        self.log: list[InnerInfo] = []
+        # Of a single problem: what its solve handed over, where its y is, and A prepared there.
         self._solved: Solved | None = None
-        self._place: tuple[int, int] | None = None
-        self._factor: tuple[Tensor, ...] | None = None
-
-    @property
-    def conditions(self) -> Conditions:
-        """Of a member."""
-        return self.origin._conditions
-
-    @property
-    def log(self) -> list[InnerInfo]:
-        """What inner solves have said."""
-        return self.origin._log
+        self._place = (0, 0)
+        self._factor: Factor | None = None
 
     def batched(self, count: int, axes: Axes) -> Problem:
-        """The same for a batch of x."""
-        return Problem(
-            self.conditions,
-            self.solve,
-            self.outer,
-            self.linear_solver,
-            (count, *self.sizes),
-            (axes, *self.axes),
-            self.origin,
-            self.mode,
-        )
+        """The same for a batch of x, with the same log."""
+        batch = copy(self)
+        batch.sizes, batch.axes = (count, *self.sizes), (axes, *self.axes)
+        return batch
 
     def equation(self, tensors: Sequence[Tensor]) -> Equation:
         """As a method sees it."""
@@ -253,60 +194,48 @@ class Problem:
 
     def _invert(self, y: Tensor, x: Tree, b: Tensor, *, transpose: bool) -> Tensor:
         conditions, log = self.conditions, self.log[0].adjoint
-        n = conditions.space.size
+        # At the solution of a single problem one factorisation serves every derivative.
+        here = self._solved is not None and self._place == place(y) != (0, 0)
+        factor = self._factor if here else None
+        n, right = conditions.space.size, b
         if self.linear_solver is None and n <= DENSE and not conditions.given:
-            given = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
-            if not differentiating() and readable(y, b, *given):
-                return self._by_numbers(y, x, b, transpose)
-            A: LinearOperator = Dense(conditions.dense(y, x))
-            return apply_inverse(A, b, Factor(RegularLU(), log), transpose=transpose)
-        A = conditions.operator(y, x)
-        near = None if self._solved is None else self._solved.byproduct
-        solver = self.linear_solver or Auto()
-        if near is not None and near.A.shape == A.shape:
-            # It was prepared at y or a step before: in its measure A is the identity, nearly.
-            refined = GMRES(
-                rtol=solver.tolerance(b.dtype), preconditioner=near, maxiter=20, strict=True
-            )
-            try:
-                return apply_inverse(A, b, Factor(refined, log), transpose=transpose)
-            except NotConvergedError:
-                pass  # too far: A is prepared as it is now
-        return apply_inverse(A, b, Factor(solver, log), transpose=transpose)
+            # LAPACK has no half precision.
+            A: LinearOperator = Dense(wide(self._matrix(y, x, here)))
+            right = b.to(A.dtype)
+            solver: LinearSolver = DenseLU(rcond=n * torch.finfo(A.dtype).eps)
+        else:
+            A = conditions.operator(y, x)
+            solver = self.linear_solver or Auto()
+            near = None if self._solved is None else self._solved.byproduct
+            if factor is None and near is not None and near.A.shape == A.shape:
+                # It was prepared at y or a step before: in its measure A is the identity, nearly.
+                refined = GMRES(
+                    rtol=solver.tolerance(b.dtype), preconditioner=near, maxiter=20, strict=True
+                )
+                try:
+                    return apply_inverse(A, b, Factor(refined, log), transpose=transpose)
+                except NotConvergedError:
+                    pass  # too far: A is prepared as it is now
+        factor = factor or Factor(solver, log)
+        if here:
+            self._factor = factor
+        try:
+            return apply_inverse(A, right, factor, transpose=transpose).to(b.dtype)
+        except SingularError as error:
+            raise SingularError(
+                f"A = d_y F, F of the {conditions.noun}, of {n} unknowns is singular at the "
+                f"solution: y is no differentiable function of x there, as where minima are not "
+                "isolated; regularise the inner problem, or give linear_solver=, as "
+                f"solvers.SVD() ({error})"
+            ) from error
 
-    def _by_numbers(self, y: Tensor, x: Tree, b: Tensor, transpose: bool) -> Tensor:
-        """The same where A is small and nothing is differentiated: one factorisation, kept."""
-        solved = self._solved
-        here = solved is not None and self._place == place(y) != (0, 0)
-        if self._factor is None or not here:
-            if here and solved is not None and solved.matrix is not None:
-                A = solved.matrix[0]
-            else:
-                A = self.conditions.dense(y, x)
-            A = wide(A)
-            factor, pivots, _ = torch.linalg.lu_factor_ex(A)
-            refuse_singular(A, f"A = d_y F, F of the {self.conditions.noun},")
-            self._factor = (A, factor, pivots)
-        A, factor, pivots = self._factor
-        right = b.to(A.dtype)
-        q = torch.linalg.lu_solve(factor, pivots, right[:, None], adjoint=transpose)[:, 0]
-        left_over = float(torch.linalg.vector_norm(right - (A.mT if transpose else A) @ q))
-        size = float(torch.linalg.vector_norm(right))
-        self._note(left_over / size if size else left_over, len(y), b.dtype)
-        return q.to(b.dtype)
-
-    def _note(self, residual: float, n: int, dtype: torch.dtype) -> None:
-        """Note the measured residual of a solve by numbers; say so where it is too large."""
-        asked = float(torch.finfo(dtype).eps) ** 0.5
-        converged = residual <= asked
-        reason = (
-            f"LU of A, {n} x {n}, with true relative residual {residual:.3g}; asked for {asked:.3g}"
-        )
-        status = "converged" if converged else "inaccurate"
-        info = Info(converged, 0, residual, "DenseLU()", status, reason, 1)
-        self.log[0].adjoint.append(info)
-        if not converged:
-            warnings.warn(reason, ConvergenceWarning, stacklevel=3)
+    def _matrix(self, y: Tensor, x: Tree, here: bool) -> Tensor:
+        """A at y; the one that the solve has formed, where no derivative goes through it."""
+        if here and not differentiating():
+            assert self._solved is not None
+            if self._solved.matrix is not None:
+                return self._solved.matrix[0]
+        return self.conditions.dense(y, x)
 
     def pull_back(
         self, y: Tensor, tensors: Sequence[Tensor], y_bar: Tensor, needed: Sequence[bool]
@@ -346,9 +275,7 @@ class Problem:
     def _with(
         self, y: Tensor, tensors: Sequence[Tensor], moving: Sequence[int], *moved: Tensor
     ) -> Tensor:
-        full = list(tensors)
-        for i, tensor in zip(moving, moved, strict=True):
-            full[i] = tensor
+        full = placed(tensors, moving, moved)
         if isinstance(self.mode, str):
             return self.residual(y, full)
         # y - S(y, x), with I for its linearisation: x_bar = (d_x S)^T y_bar.
@@ -430,6 +357,16 @@ class _Implicit(torch.autograd.Function):
         ]
         axes = tuple(None if dim is None else 0 for dim in dims)
         return _Implicit.apply(problem.batched(count, axes), y0, *moved), (0, 0)
+
+
+def placed(
+    tensors: Sequence[Tensor], places: Sequence[int], moved: Sequence[Tensor]
+) -> list[Tensor]:
+    """The tensors with others in these places."""
+    full = list(tensors)
+    for i, tensor in zip(places, moved, strict=True):
+        full[i] = tensor
+    return full
 
 
 def _refuse_legacy_vmap(*tensors: Tensor | None) -> None:

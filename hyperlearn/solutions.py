@@ -25,12 +25,13 @@ from hyperlearn.conditions import (
     Stationary,
 )
 from hyperlearn.implicit_function import Outer, Problem, Rule, Solved, solution
+from hyperlearn.inner.curvature import minimum_or_not
 from hyperlearn.inner.equation import DENSE, Equation
 from hyperlearn.inner.fixed_point_iteration import Anderson
 from hyperlearn.inner.gradient_descent import GradientDescent, largest_curvature
 from hyperlearn.inner.lbfgs import LBFGS
 from hyperlearn.inner.levenberg_marquardt import LevenbergMarquardt
-from hyperlearn.inner.method import InnerInfo, InnerMethod, minimum_or_not
+from hyperlearn.inner.method import InnerInfo, InnerMethod
 from hyperlearn.inner.newton import Newton
 from hyperlearn.kkt import KKTPoint, kkt_residual, kkt_start
 from hyperlearn.lifting import Lifting, Watch
@@ -380,7 +381,7 @@ def _solution(
         else:
             y, _ = solution(problem, start.detach(), tensors)
     info = problem.log[0]
-    method.report(info)
+    method.report(info, frames=3)
     tree = conditions.space.unravel(y)
     return Answer(tree, info) if return_info else tree
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hyperlearn.implicit_function import Problem, living
+from hyperlearn.implicit_function import Problem, living, placed
 from hyperlearn.inner.equation import Equation
 from hyperlearn.inner.method import InnerMethod, State, spread
 
@@ -169,6 +169,13 @@ def _floating(state: State) -> State:
     return {name: value for name, value in state.items() if value.is_floating_point()}
 
 
+def _moving(ctx: Any) -> tuple[list[Tensor], list[int], Callable[..., Any]]:
+    """The tensors of a checkpoint, which of them are floating, and the function of those alone."""
+    tensors = [living(tensor) for tensor in ctx.saved_tensors]
+    moving = [i for i, tensor in enumerate(tensors) if tensor.is_floating_point()]
+    return tensors, moving, lambda *moved: ctx.function(*placed(tensors, moving, moved))
+
+
 class _Checkpointed(torch.autograd.Function):
     """``function(*tensors)``, of which only the tensors are kept until the way back."""
 
@@ -187,15 +194,7 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *bars: Any) -> tuple[Tensor | None, ...]:
-        tensors = [living(tensor) for tensor in ctx.saved_tensors]
-        moving = [i for i, tensor in enumerate(tensors) if tensor.is_floating_point()]
-
-        def of_moving(*moved: Tensor) -> Any:
-            full = list(tensors)
-            for i, tensor in zip(moving, moved, strict=True):
-                full[i] = tensor
-            return ctx.function(*full)
-
+        tensors, moving, of_moving = _moving(ctx)
         found: list[Tensor | None] = [None] * len(tensors)
         pulled = torch.func.vjp(of_moving, *(tensors[i] for i in moving))[1](tuple(bars))
         for i, bar in zip(moving, pulled, strict=True):
@@ -204,15 +203,7 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        tensors, given = [living(tensor) for tensor in ctx.saved_tensors], tangents[1:]
-        moving = [i for i, tensor in enumerate(tensors) if tensor.is_floating_point()]
-
-        def of_moving(*moved: Tensor) -> Any:
-            full = list(tensors)
-            for i, tensor in zip(moving, moved, strict=True):
-                full[i] = tensor
-            return ctx.function(*full)
-
+        (tensors, moving, of_moving), given = _moving(ctx), tangents[1:]
         primals = tuple(tensors[i] for i in moving)
         directions = tuple(
             torch.zeros_like(tensors[i]) if given[i] is None else given[i] for i in moving

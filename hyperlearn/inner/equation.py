@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hyperlearn.conditions import Conditions
 from operators.tracing import tracked
-from solvers import Auto, LinearSolver, PreparedSolver
+from solvers import Auto, LinearSolver, PreparedSolver, solve
 
 Tree = Any
 # What one vmap maps over in the tensors of x: an axis of each, or None.
 Axes = tuple[int | None, ...]
 
-# Up to here A is formed, and its factorisation costs less than a step of anything else.
+# Unknowns up to which A is formed: n sweeps back at once, and a factorisation of O(n^3).
 DENSE = 256
 
 
@@ -34,7 +35,7 @@ class Equation:
         Of x, with the axes of the batch.
     sizes, axes
         Lengths of the nested batches, outermost first, and the axes that each maps over; empty for
-        a single problem, which is a batch of one that pays nothing for it.
+        a single problem, a batch of one that nothing is mapped over.
     linear_solver
         For the systems of a method; None forms A up to n = 256 and takes `solvers.Auto` beyond.
     """
@@ -76,12 +77,8 @@ class Equation:
     def member(self, index: int) -> Equation:
         """One member by itself, counted from 0."""
         tensors: list[Tensor] = list(self.tensors)
-        stride = 1
-        places = []
-        for size in reversed(self.sizes):
-            places.append(index // stride % size)
-            stride *= size
-        for axes, place in zip(self.axes, reversed(places), strict=True):
+        places = np.unravel_index(index, self.sizes) if self.sizes else ()
+        for axes, place in zip(self.axes, map(int, places), strict=True):
             tensors = [
                 tensor if axis is None else tensor.select(axis, place)
                 for tensor, axis in zip(tensors, axes, strict=True)
@@ -130,7 +127,6 @@ class Equation:
         """``A^-1 R`` by the linear solver, ``(B, n)``."""
         solver = self.linear_solver or Auto()
         if self.sizes or any(tracked(tensor) for tensor in (Y, R, *self.tensors)):
-            from solvers import solve
 
             def one(y: Tensor, x: Tree, r: Tensor) -> Tensor:
                 solution: Tensor = solve(self.conditions.operator(y, x), r, solver)

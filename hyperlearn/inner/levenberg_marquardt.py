@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from hyperlearn.inner.equation import DENSE, Equation
 from hyperlearn.inner.line_search import rounding_of
 from hyperlearn.inner.method import InnerMethod, State, finite, row_norm, spread, wide
 from operators import Identity, Jacobian, LinearOperator
-from solvers import CG, MINRES, solve
+from solvers import CG, MINRES, ConvergenceWarning, solve
+from solvers.columns import divisors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,10 @@ class LevenbergMarquardt(InnerMethod):
             # With such a damping a step is lost in rounding.
             "stuck": ~good & (grown > state["largest"] / eps),
         }
-        _curve(equation, new)
+        if bool(good.any()):
+            _curve(equation, new)
+        else:  # nobody has moved
+            new |= {name: state[name] for name in ("g", "B", "largest") if name in state}
         return new
 
     def _step(self, equation: Equation, state: State) -> tuple[Tensor, Tensor]:
@@ -126,10 +131,6 @@ class LevenbergMarquardt(InnerMethod):
             solution: Tensor = solve(A + damping * Identity(A.domain), -g, solver)
             return solution
 
-        import warnings
-
-        from solvers import ConvergenceWarning
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the outer loop judges the step
             step = equation.each(one, Y, damping, g)
@@ -147,14 +148,10 @@ def _curve(equation: Equation, state: State) -> None:
         state["B"] = equation.each(lambda y, x: _dense_curvature(conditions, y, x), Y)
         largest = state["B"].diagonal(dim1=1, dim2=2).amax(1)
     else:
-        unit = state["g"] / _positive(row_norm(state["g"]))[:, None]
+        unit = state["g"] / divisors(row_norm(state["g"]))[:, None]
         image = equation.each(lambda y, x, v: _curvature(conditions, y, x) @ v, Y, unit)
         largest = row_norm(image)
-    state["largest"] = _positive(largest)
-
-
-def _positive(sizes: Tensor) -> Tensor:
-    return torch.where(sizes > 0, sizes, 1.0)
+    state["largest"] = divisors(largest)
 
 
 def _residuals(conditions: Conditions) -> Any:

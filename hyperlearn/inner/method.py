@@ -6,14 +6,14 @@ import math
 import time
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from hyperlearn.conditions import Conditions, Stationary
-from hyperlearn.inner.equation import DENSE, Equation
+from hyperlearn.conditions import Conditions
+from hyperlearn.inner.equation import Equation
 from operators.tracing import tracked
 from solvers import ConvergenceWarning, Info, NotConvergedError
 
@@ -157,6 +157,8 @@ class InnerMethod(ABC):
     maxiter: int = 1000
     strict: bool = False
 
+    # rtol=None means this power of the dtype's eps.
+    power: ClassVar[float] = 2 / 3
     # Whether it works on blocks; one that does not is given the members of a batch one by one.
     blocks: ClassVar[bool] = True
     # What it can be asked to solve.
@@ -179,7 +181,7 @@ class InnerMethod(ABC):
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """Relative tolerance that holds for a dtype."""
-        return float(torch.finfo(dtype).eps) ** (2 / 3) if self.rtol is None else self.rtol
+        return float(torch.finfo(dtype).eps) ** self.power if self.rtol is None else self.rtol
 
     @property
     def unrollable(self) -> str:
@@ -280,38 +282,13 @@ class InnerMethod(ABC):
             relative,
         )
 
-    def report(self, info: InnerInfo) -> None:
-        """Warn, or raise, where it has not converged."""
+    def report(self, info: InnerInfo, *, frames: int) -> None:
+        """Warn, or raise, where it has not converged; the user's call is so many frames up."""
         if info.converged:
             return
         if self.strict:
             raise NotConvergedError(_as_linear(info))
-        warnings.warn(info.reason, ConvergenceWarning, stacklevel=2)
-
-
-def minimum_or_not(
-    equation: Equation, Y: Tensor, info: InnerInfo, A: Tensor | None = None
-) -> InnerInfo:
-    """The same, but not converged where a loss has negative curvature at its stationary point.
-
-    Looked for up to 256 unknowns, where the Hessian can be formed, in those that are converged. A
-    saddle point or a maximum can be had as a `root` of the gradient.
-    """
-    conditions = equation.conditions
-    small = conditions.space.size <= DENSE and not conditions.given
-    if not (isinstance(conditions, Stationary) and small and info.converged and Y.numel()):
-        return info
-    values = torch.linalg.eigvalsh(wide(equation.matrix(Y) if A is None else A))
-    size = values.abs().amax(1)
-    rounding = 16 * Y.shape[1] * torch.finfo(values.dtype).eps * size
-    lowest = values[:, 0]
-    saddles = lowest < -rounding
-    if not bool(saddles.any()):
-        return info
-    found = f"the Hessian has curvature {float(lowest.min()):.3g} there: no minimum"
-    if len(Y) > 1:
-        found += f" ({int(saddles.sum())} of {len(Y)} members)"
-    return replace(info, converged=False, status="saddle", reason=f"{info.reason}; but {found}")
+        warnings.warn(info.reason, ConvergenceWarning, stacklevel=frames + 1)
 
 
 def _as_linear(info: InnerInfo) -> Info:
@@ -329,8 +306,7 @@ def _as_linear(info: InnerInfo) -> Info:
 
 def row_norm(block: Tensor) -> Tensor:
     """2-norm of each row, ``(B,)``; half precision is summed in single."""
-    wide = block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
-    return torch.linalg.vector_norm(wide, dim=1)
+    return torch.linalg.vector_norm(wide(block), dim=1)
 
 
 def finite(block: Tensor) -> Tensor:

@@ -50,10 +50,7 @@ class SciPy(InnerMethod):
     options: Mapping[str, Any] = field(default_factory=dict)
 
     blocks = False
-
-    def tolerance(self, dtype: torch.dtype) -> float:
-        """``sqrt(eps)`` by default: scipy's line searches compare values of the loss."""
-        return float(torch.finfo(dtype).eps) ** 0.5 if self.rtol is None else self.rtol
+    power = 0.5
 
     @property
     def unrollable(self) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
+from solvers.columns import divisors
 from solvers.members import Members, matrices_of
 
 # Rows and columns of a tile.
@@ -37,6 +38,21 @@ def finite_dense(A: LinearOperator, solver: str) -> Tensor:
         assert which is not None
         raise ValueError(f"{solver}: the matrix of {which[0]} holds NaN or infinite entries")
     return matrix
+
+
+@torch.no_grad()
+def equilibrated_condition(matrix: Tensor) -> Tensor:
+    """``|B|_1 |B^-1|_1`` of A scaled to rows, then columns, of largest entry one; ``()`` or (B,).
+
+    So the units of equations and unknowns do not count (van der Sluis, 1969,
+    doi:10.1007/BF02165096). Infinite where A is singular. Costs an inverse.
+    """
+    scaled = matrix
+    for dim in (-1, -2):
+        scaled = scaled / divisors(scaled.abs().amax(dim, keepdim=True))
+    inverse, failed = torch.linalg.inv_ex(scaled)
+    norms = torch.linalg.matrix_norm(scaled, 1) * torch.linalg.matrix_norm(inverse, 1)
+    return torch.where(failed == 0, norms, torch.inf)
 
 
 @torch.no_grad()
