@@ -27,6 +27,7 @@ ORDER_2 = [name for name, case in CASES.items() if case.order >= 2]
 BATCHED = [name for name, case in CASES.items() if case.batched]
 REFUSE_FORWARD_OVER_FORWARD = {"Inverse", "Inverse of a sum, transposed"}
 draws = given(seed=st.integers(0, 10**6), n=st.integers(2, 6))
+# Slopes go through asinh: sin of a large product is as ill-conditioned as the product is large.
 few = settings(deadline=None, max_examples=4)
 
 
@@ -221,7 +222,7 @@ class TestSecondDerivatives:
 
         def along(product: Any) -> Any:
             def gradient(p: Parameters, v: Tensor) -> Any:
-                return grad(lambda p, v: (u * product(p, v)).sin().sum(), (0, 1))(p, v)
+                return grad(lambda p, v: (u * product(p, v)).asinh().sum(), (0, 1))(p, v)
 
             return jvp(gradient, (p, v), moved)[1]
 
@@ -264,7 +265,7 @@ class TestSecondDerivatives:
 
         def twice(product: Any) -> Any:
             def slope(p: Parameters, v: Tensor) -> Tensor:
-                first = grad(lambda p, v: (u * product(p, v)).sin().sum(), (0, 1))(p, v)
+                first = grad(lambda p, v: (u * product(p, v)).asinh().sum(), (0, 1))(p, v)
                 pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(weights), strict=True)
                 return sum(((a * b).sum() for a, b in pairs), v.new_zeros(()))
 
@@ -291,7 +292,7 @@ class TestBatches:
         )
         if case.order >= 1:
             slopes = (
-                vmap(grad(lambda p, v, f=f: f(p, v).sin().sum(), (0, 1)))(stacked, V)
+                vmap(grad(lambda p, v, f=f: f(p, v).asinh().sum(), (0, 1)))(stacked, V)
                 for f in products(case)
             )
             close(*slopes)
