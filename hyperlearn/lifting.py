@@ -139,6 +139,10 @@ class Watch:
         self.name, self.closure = name, closure
         self._versions: list[tuple[Tensor, int]] = []
 
+    def __tensors__(self) -> list[Tensor]:
+        """None: what is noted here is compared, and no function computes with it."""
+        return []
+
     def settle(self) -> None:
         """Take things as they are now; what the functions change themselves is their own affair."""
         self.closure.settle()

@@ -298,3 +298,25 @@ class TestFunctionsOfTheUser:
         with torch.inference_mode():
             y = hl.root(lambda y, x: y**2 - x, t(1.0), t(4.0))
         torch.testing.assert_close(y.clone(), t(2.0))
+
+
+class TestNested:
+    def test_second_order_with_a_linear_solver_given(self):
+        x = t(0.5, 0.7, 1.1)
+        solver = solvers.DenseLU()
+
+        def within(z: Tensor) -> Tensor:
+            return hl.root(lambda y, z: y + 0.1 * y**3 - z, 0 * x, z, linear_solver=solver)
+
+        def f(x: Tensor) -> Tensor:
+            y = hl.fixed_point(
+                lambda y, x: 0.3 * torch.cos(within(y)) + x, 0 * x, x, linear_solver=solver
+            )
+            return y.square().sum()
+
+        h, units = 1e-5, torch.eye(3).double()
+        slopes = [torch.func.grad(f)(x + sign * h * e) for e in units for sign in (1, -1)]
+        central = torch.stack(
+            [(a - b) / (2 * h) for a, b in zip(slopes[::2], slopes[1::2], strict=True)]
+        )
+        torch.testing.assert_close(torch.func.hessian(f)(x), central, rtol=1e-7, atol=1e-8)
