@@ -27,6 +27,7 @@ from solvers import (
     DenseLU,
     LinearSolver,
     NotPositiveDefiniteError,
+    PreparedSolver,
     SingularError,
 )
 from solvers.stationary.spectrum import spectrum
@@ -98,6 +99,9 @@ def correction(
     contraction = 0.0 if at_rounding or not norm(step) else norm(further) / norm(step)
     better = between + further
     detail = H.detail
+    if not bool(torch.isfinite(better).all()):
+        inf, detail = math.inf, detail or "Newton's step leads to no finite gradient"
+        return Correction(y, q, gradient, inf, inf, H.smallest, H.largest, inf, detail)
     if not contraction < 0.5:
         detail = (
             f"Newton's steps shrink by {contraction:.2g} only: y is too far from a solution for an "
@@ -155,6 +159,7 @@ class _Curvature:
             # What stops early on purpose is no reference.
             solver = Auto()
         self._dtype = A.dtype
+        self._prepared: PreparedSolver | None = None
         try:
             self._prepared = solver.prepare(A)
         except SingularError:
@@ -163,13 +168,13 @@ class _Curvature:
     def solve(self, b: Tensor) -> Tensor:
         """``A^-1 b``; NaN where there is none."""
         nothing = torch.full_like(b, math.nan)
-        if self.detail:
+        if self._prepared is None or not bool(torch.isfinite(b).all()):
             return nothing
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # it is in the detail
                 value, info = self._prepared.solve(b.to(self._dtype))
-        except (NotPositiveDefiniteError, SingularError, ValueError) as error:
+        except (NotPositiveDefiniteError, SingularError) as error:
             self.detail = f"a solve for the estimate failed: {error}"
             return nothing
         if not info.converged:

@@ -125,6 +125,17 @@ class TestEstimate:
         assert "too far from a solution" in certificate.reason
         assert not certificate.trustworthy(0.5)
 
+    def test_where_newtons_step_overflows_there_is_none(self):
+        outer, _ = problem(4)
+
+        def steep(y: Tensor, x: Tensor) -> Tensor:
+            return torch.log(torch.cosh(50 * (y - x.sum()))).sum() + 1e-6 * (y**2).sum()
+
+        _, certificate = hl.hypergradient(outer, steep, torch.full((6,), 3.0).double(), X)
+        assert certificate.error_bound == math.inf
+        assert "no estimate of the error" in certificate.reason
+        assert not certificate.trustworthy(0.5)
+
     def test_saddle_is_no_minimum(self):
         def saddle(y: Tensor, x: Tensor) -> Tensor:
             return y[0] ** 2 - y[1] ** 2 + (y**2)[2:].sum() - x.sum() * y.sum()
