@@ -17,8 +17,11 @@ from operators.linear_operator import LinearOperator
 
 _PLAIN = (str, bytes, int, float, complex, type(None))
 _CODE = (types.FunctionType, types.BuiltinFunctionType, type)
+# Packages whose objects hold nothing that a function computes with, though they reach everything:
+# an ``assert`` in a test leads to pytest's session, and so to every other test.
+_APART = {"logging", "pytest", "_pytest", "pluggy", "hypothesis", "tqdm", "matplotlib", "IPython"}
 # Packages whose globals hold no tensors of a user's.
-_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "scipy", "operators"}
+_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "scipy", "operators"} | _APART
 # Of longer containers the length is watched, and not every entry.
 MOST_WATCHED = 256
 
@@ -58,7 +61,8 @@ class Closure:
     -----
     Code is read for the names of globals and methods, never run; so what it gets by a computed name
     (``getattr``, ``importlib``) is not found. Of an object every attribute counts, whether the code
-    reads it or not, unless it says itself what it uses by a method ``__tensors__``. Costs a few
+    reads it or not, unless it says itself what it uses by a method ``__tensors__``; but loggers,
+    progress bars, figures and what belongs to a test runner are passed by. Costs a few
     microseconds for each object that is reached, and `changed` a tenth of that.
     """
 
@@ -142,7 +146,7 @@ class Closure:
             self._waiting += value
         elif isinstance(value, type):
             self._class(value)
-        else:
+        elif _package(type(value)) not in _APART:
             self._entries(_attribute, value, _attributes(value))
             self._waiting.append(type(value))
 
@@ -277,7 +281,11 @@ def _attributes(value: Any) -> list[str]:
 
 def is_library(value: Any) -> bool:
     """Whether a function or class belongs to a package that holds no tensors of a user's."""
-    return (value.__module__ or "").partition(".")[0] in _LIBRARIES
+    return _package(value) in _LIBRARIES
+
+
+def _package(value: Any) -> str:
+    return (value.__module__ or "").partition(".")[0]
 
 
 def _code_of(value: Any) -> types.FunctionType | None:
