@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hyperlearn.conditions import Conditions
 from hyperlearn.inner.equation import Equation
+from operators.one_by_one import one_by_one
 from operators.tracing import tracked
 from solvers import ConvergenceWarning, Info, NotConvergedError
 
@@ -340,7 +341,7 @@ def solved(A: Tensor, right: Tensor) -> Tensor:
     refinement it is as accurate.
     """
     if not (tracked(A) or tracked(right)):
-        return torch.linalg.solve_ex(A, right)[0]
-    inverse = torch.linalg.inv_ex(A)[0]
+        return one_by_one(torch.linalg.solve_ex, A, right)[0]
+    inverse = one_by_one(torch.linalg.inv_ex, A)[0]
     first = inverse @ right
     return first + inverse @ (right - A @ first)

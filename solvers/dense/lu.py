@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
+from operators.one_by_one import one_by_one
 from solvers.dense.matrix import equilibrated_condition, finite_dense, first_failure
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 from solvers.members import batch_of, block_of
@@ -73,7 +74,7 @@ class _PreparedLU(PreparedSolver):
     def __init__(self, solver: DenseLU, A: LinearOperator) -> None:
         super().__init__(solver, A)
         matrix = finite_dense(A, "DenseLU")
-        self.factor, self.pivots, codes = torch.linalg.lu_factor_ex(matrix)
+        self.factor, self.pivots, codes = one_by_one(torch.linalg.lu_factor_ex, matrix)
         if failure := first_failure(A, codes):
             name, pivot = failure
             raise SingularError(f"{name} is singular: pivot {pivot} of its LU is exactly zero")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
+from operators.one_by_one import one_by_one
 from solvers.columns import divisors
 from solvers.members import Members, matrices_of
 
@@ -50,7 +51,7 @@ def equilibrated_condition(matrix: Tensor) -> Tensor:
     scaled = matrix
     for dim in (-1, -2):
         scaled = scaled / divisors(scaled.abs().amax(dim, keepdim=True))
-    inverse, failed = torch.linalg.inv_ex(scaled)
+    inverse, failed = one_by_one(torch.linalg.inv_ex, scaled)
     norms = torch.linalg.matrix_norm(scaled, 1) * torch.linalg.matrix_norm(inverse, 1)
     return torch.where(failed == 0, norms, torch.inf)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from operators import Cost, Dense, LinearOperator, Sparse
+from operators.one_by_one import one_by_one
 from solvers.preconditioner import Preconditioner
 from solvers.preconditioners.approximate_inverse import ApproximateInverse
 from solvers.solution import SingularError, StructureError
@@ -100,7 +101,7 @@ class _BlockInverse(ApproximateInverse):
             chosen = (sizes == b).nonzero()[:, 0]
             within = torch.arange(b * b, device=A.device)
             blocks = flat[offsets[chosen, None] + within].reshape(-1, b, b)
-            inverse, failed = torch.linalg.inv_ex(blocks)
+            inverse, failed = one_by_one(torch.linalg.inv_ex, blocks)
             if bool(failed.any()):
                 which = int(chosen[failed.nonzero()[0, 0]])
                 raise SingularError(
