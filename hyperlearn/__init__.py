@@ -25,12 +25,21 @@ from hyperlearn.methods import (
     Method,
     Unrolled,
 )
-from hyperlearn.outer import Budget, DivergedError, minimize
+from hyperlearn.outer import Budget, Checkpoints, DivergedError, minimize, resume
 from hyperlearn.problem import BilevelProblem, WeightedLikelihood
 from hyperlearn.projections import AffineSet, Ball, Box, L1Ball, NonNegative, Simplex
 from hyperlearn.proximal import L1, ElasticNet, GroupLasso, Indicator
 from hyperlearn.regularizer import L2
-from hyperlearn.run import Run, RunFileError, load_run
+from hyperlearn.runs import (
+    DamagedError,
+    Field,
+    RecordError,
+    Run,
+    RunFileError,
+    RunInUseError,
+    load_run,
+    recover,
+)
 from hyperlearn.smoothness import estimated_smoothness
 from hyperlearn.solutions import argmin, fixed_point, least_squares, root
 from hyperlearn.unrolling import Unroll
@@ -56,8 +65,11 @@ __all__ = [
     "Certificate",
     "CheckFailedError",
     "CheckReport",
+    "Checkpoints",
+    "DamagedError",
     "DivergedError",
     "ElasticNet",
+    "Field",
     "FixedOuter",
     "GroupLasso",
     "IdentityHessian",
@@ -68,8 +80,10 @@ __all__ = [
     "L1Ball",
     "Method",
     "NonNegative",
+    "RecordError",
     "Run",
     "RunFileError",
+    "RunInUseError",
     "Simplex",
     "Smoothness",
     "Unroll",
@@ -89,6 +103,8 @@ __all__ = [
     "load_run",
     "minimize",
     "operators",
+    "recover",
+    "resume",
     "root",
     "solvers",
 ]

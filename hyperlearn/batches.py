@@ -53,6 +53,14 @@ class Minibatches:
         """Whether each batch is all of the data."""
         return self.data is None or self.batch_size in (None, self.length)
 
+    def state(self) -> dict[str, Any]:
+        """What of the present shuffle is still to come."""
+        return {"order": self._order, "position": self._position}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._order, self._position = state["order"], state["position"]
+
     def draw(self, count: int = 1) -> Tree:
         """`count` fresh batches, joined into one."""
         if self.data is None or self.batch_size is None:

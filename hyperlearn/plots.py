@@ -13,7 +13,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from hyperlearn import datasets
-from hyperlearn.run import Run
+from hyperlearn.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -60,6 +60,8 @@ class BilevelProblem:
         all of the data at each step.
     metrics
         ``name -> f(y, x) -> float``, evaluated whenever the run is recorded, outside the clock.
+    units
+        ``metric -> unit``, of the metrics and ``outer_loss`` that have one.
     name
         What to call it in records.
 
@@ -93,6 +95,7 @@ class BilevelProblem:
     likelihood: WeightedLikelihood | None = field(default=None, kw_only=True)
     smoothness: Smoothness | None = field(default=None, kw_only=True)
     metrics: Mapping[str, Callable[[Tree, Tree], float]] = field(default_factory=dict, kw_only=True)
+    units: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     name: str = field(default="bilevel problem", kw_only=True)
 
     def __post_init__(self) -> None:

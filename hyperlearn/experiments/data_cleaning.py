@@ -33,7 +33,7 @@ from hyperlearn.outer import Budget, minimize
 from hyperlearn.problem import BilevelProblem, WeightedLikelihood
 from hyperlearn.projections import Ball
 from hyperlearn.regularizer import L2
-from hyperlearn.run import Run
+from hyperlearn.runs import Run
 from solvers import CG, Neumann
 
 Tree = Any

@@ -137,6 +137,22 @@ class Estimator(ABC):
     def estimate(self, x: Tensor, trajectory: Trajectory) -> Estimate:
         """Hypergradient at the end of a trajectory."""
 
+    def state(self) -> dict[str, Any]:
+        """What the next steps depend on, of all that this holds, but for `generator`.
+
+        Tensors, numbers, text, and lists and dictionaries of these: a run stores it, and `restore`
+        gets it back.
+        """
+        return {
+            "inner_batches": self.inner_batches.state(),
+            "outer_batches": self.outer_batches.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.inner_batches.restore(state["inner_batches"])
+        self.outer_batches.restore(state["outer_batches"])
+
 
 def flat_projection(problem: BilevelProblem) -> FlatProjection | None:
     """The inner projection on flat vectors."""

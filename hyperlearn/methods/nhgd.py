@@ -140,6 +140,13 @@ class _FisherEstimator(ImplicitEstimator):
             window=method.window,
         )
 
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"stream": self.stream.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.stream.restore(state["stream"])
+
     def operator(self, trajectory: Trajectory) -> tuple[LinearOperator | None, float]:
         operator, damping = self.stream.operator(), self.method.damping
         if self.method.initial:  # what the average has left of H_0 damps as well

@@ -9,7 +9,8 @@ Storage is ``T d`` numbers instead of ``d^2``, and a solve a T x T system (`solv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -288,6 +289,16 @@ class FisherStream:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def state(self) -> dict[str, Any]:
+        """The gradients ``(T, d)``, and how many were pushed in all."""
+        empty = torch.zeros(0, self.space.size, dtype=self.space.dtype, device=self.space.device)
+        return {"rows": torch.stack(self._rows) if self._rows else empty, "pushed": self._pushed}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, of a stream with the same settings."""
+        rows = state["rows"].to(dtype=self.space.dtype, device=self.space.device)
+        self._rows, self._pushed = list(rows.unbind()), int(state["pushed"])
 
     def push(self, gradient: Tree) -> None:
         """Add one gradient, already scaled (batch factor and sample weight enter here).

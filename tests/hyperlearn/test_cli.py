@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import hyperlearn as hl
 from hyperlearn import cli, datasets
+from hyperlearn.cli.run import EXPERIMENTS
 from hyperlearn.experiments import data_cleaning
 from hyperlearn.experiments.data_cleaning import METHODS
 
@@ -355,7 +356,7 @@ class TestSignals:
         process.kill()
         process.communicate()
         run = hl.load_run(file)
-        assert run.status == "running"
+        assert run.status == "killed"
         assert len(run.history["outer_loss"]) == len(run.history["step"]) >= count
         assert run.x is None
 
@@ -565,7 +566,7 @@ class TestHelp:
 
     def test_every_method_and_experiment_is_named(self):
         text = CliRunner().invoke(cli.app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
-        for name in [*METHODS, *cli.EXPERIMENTS, "all", "--list-settings"]:
+        for name in [*METHODS, *EXPERIMENTS, "all", "--list-settings"]:
             assert name in text
 
     def test_commands(self):

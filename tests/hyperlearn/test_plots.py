@@ -36,7 +36,7 @@ def cleaning_run(label: str = "nhgd", seed: int = 0, loss: float = 0.5, **change
     x = torch.linspace(0, 3, SAMPLES)
     x[list(LAST)] = torch.tensor([-5.0, -4.0])
     values: dict[str, Any] = {
-        "x": x,
+        "result": {"x": x},
         "history": {
             "step": steps,
             "seconds": 0.5 * steps,
@@ -123,7 +123,7 @@ class TestCurves:
         assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
 
     def test_killed_before_the_first_record(self, draw):
-        found = texts(draw(cleaning_run(x=None, history={}, status="running")))
+        found = texts(draw(cleaning_run(result={}, history={}, status="running")))
         assert "no test accuracy in this file" in found
         assert "no outer loss in this file" in found
 
@@ -158,21 +158,21 @@ class TestWeights:
     def test_fewer_samples_than_places(self, draw):
         run = cleaning_run()
         few = {name: array[:5] for name, array in run.attachments.items()}
-        figure = draw(cleaning_run(x=run.x[:5], attachments=few))
+        figure = draw(cleaning_run(result={"x": run.x[:5]}, attachments=few))
         assert sum(bool(axes.images) for axes in figure.axes) == 5
 
     def test_equal_weights_show_no_order(self, draw):
-        figure = draw(cleaning_run("none", x=torch.zeros(SAMPLES)))
+        figure = draw(cleaning_run("none", result={"x": torch.zeros(SAMPLES)}))
         assert not any(axes.images for axes in figure.axes)
         assert "none, seed 0 trusts all training images equally" in texts(figure)
 
     def test_without_a_result(self, draw):
-        figure = draw(cleaning_run(x=None, status="running"))
+        figure = draw(cleaning_run(result={}, status="running"))
         assert texts(figure).count("no result in this file") == 3
         assert len(curves(figure, "training", "test")) == 1
 
     def test_a_killed_run_does_not_hide_another(self, draw):
-        found = texts(draw(cleaning_run(x=None, loss=0.1), cleaning_run("cg10")))
+        found = texts(draw(cleaning_run(result={}, loss=0.1), cleaning_run("cg10")))
         assert "weights of the training samples, cg10, seed 0" in found
 
     def test_interrupted_run_with_a_result(self, draw):
@@ -180,7 +180,7 @@ class TestWeights:
 
     def test_run_of_another_experiment(self, draw):
         history = {"seconds": np.arange(3.0), "outer_loss": np.arange(3.0)}
-        figure = draw(hl.Run(x={"a": torch.zeros(2)}, history=history))
+        figure = draw(hl.Run(result={"x": {"a": torch.zeros(2)}}, history=history))
         found = texts(figure)
         assert "no test accuracy in this file" in found
         assert found.count("no result in this file") == 3

@@ -18,10 +18,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 import hyperlearn as hl
-import hyperlearn.run
-from hyperlearn.run import RunFile, environment
+import hyperlearn.runs.environment
+from hyperlearn.runs import RunFile
+from hyperlearn.runs.environment import environment
 
-ROOT = Path(hyperlearn.run.__file__).parents[1]
+ROOT = Path(hyperlearn.__file__).parents[1]
 
 
 def certificate(**changes: Any) -> hl.Certificate:
@@ -58,7 +59,7 @@ class TestRoundTrip:
             "empty": "",
             "method": {"class": "NHGD", "rho": None, "inner": {"steps": 3}, "none": {}},
         }
-        run_file(tmp_path / "run.h5", config=config, environment={"seed": 3})
+        file = run_file(tmp_path / "run.h5", config=config, environment={"seed": 3})
         run = hl.load_run(tmp_path / "run.h5")
         assert run.config == config
         assert run.environment == {"seed": 3}
@@ -66,6 +67,8 @@ class TestRoundTrip:
         assert kinds == {"every": int, "rate": float, "flag": bool, "problem": str}
         assert run.path == tmp_path / "run.h5"
         assert run.status == "running"
+        file.close()
+        assert hl.load_run(tmp_path / "run.h5").status == "killed"
 
     def test_history(self, tmp_path):
         file = run_file(tmp_path / "run.h5")
@@ -83,10 +86,9 @@ class TestRoundTrip:
 
     def test_history_beyond_one_chunk(self, tmp_path):
         file = run_file(tmp_path / "run.h5")
-        with h5py.File(file.path, "r+") as opened:
-            for i in range(1100):
-                hyperlearn.run._append(opened["history"], "step", i)
-                hyperlearn.run._append(opened["history"], "name", f"record {i}")
+        for i in range(1100):
+            file.append({"step": i, "name": f"record {i}"})
+        file.finish("finished", "", {})
         with h5py.File(file.path) as opened:
             np.testing.assert_array_equal(opened["history/step"], np.arange(1100))
             assert list(opened["history/name"].asstr()) == [f"record {i}" for i in range(1100)]
@@ -224,7 +226,7 @@ class TestFilesThatAreNoRuns:
         path = run_file(tmp_path / "run.h5").path
         with h5py.File(path, "r+") as file:
             file.attrs["schema"] = 99
-        with pytest.raises(hl.RunFileError, match="schema 99; this version reads schema 1"):
+        with pytest.raises(hl.RunFileError, match="schema 99; this version reads schema 2"):
             hl.load_run(path)
 
     @pytest.mark.parametrize("share", [0.3, 0.9])
@@ -257,7 +259,9 @@ class TestOverwriting:
         assert file.path.read_bytes() == before
 
     def test_asked_for(self, tmp_path):
-        run_file(tmp_path / "run.h5").append({"step": 0}, None)
+        first = run_file(tmp_path / "run.h5")
+        first.append({"step": 0}, None)
+        first.close()
         run_file(tmp_path / "run.h5", overwrite=True, config={"new": 1})
         run = hl.load_run(tmp_path / "run.h5")
         assert run.config == {"new": 1}
@@ -272,7 +276,7 @@ class TestOverwriting:
             with h5py.File(path, "w") as file:
                 file["images"] = np.ones(3)
                 if kind == "schema":
-                    file.attrs.update(format="hyperlearn-run", schema=2)
+                    file.attrs.update(format="hyperlearn-run", schema=99)
         before = path.read_bytes()
         with pytest.raises(hl.RunFileError):
             run_file(path, overwrite=True)
@@ -294,7 +298,8 @@ class TestWhileItRuns:
 
         def look(row: Any) -> None:
             with h5py.File(path) as file:
-                lengths.append(len(file["history/step"]))
+                lengths.append(file["records/history"][()])
+                assert file["history/step"][lengths[-1] - 1] == row["step"]
             run = hl.load_run(path)
             assert run.status == "running"
             assert run.x is None
@@ -368,7 +373,7 @@ hl.minimize(
         )
         assert process.returncode == -signal.SIGKILL
         run = hl.load_run(path)
-        assert run.status == "running"
+        assert run.status == "killed"
         assert run.x is None
         np.testing.assert_array_equal(run.history["step"], [0, 1, 2, 3])
         same = hl.minimize(
@@ -386,9 +391,9 @@ class TestGitState:
     @pytest.fixture(autouse=True)
     def forgotten(self):
         """The state is read once a process: it is that of the code that was imported."""
-        hyperlearn.run._git_state.cache_clear()
+        hyperlearn.runs.environment._git_state.cache_clear()
         yield
-        hyperlearn.run._git_state.cache_clear()
+        hyperlearn.runs.environment._git_state.cache_clear()
 
     def repository(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         """A repository that tracks a copy of the module, which then thinks that it lives there."""
@@ -405,20 +410,20 @@ class TestGitState:
             ).stdout.strip()
 
         git("init", "-q")
-        (folder / "run.py").write_text("")
-        monkeypatch.setattr(hyperlearn.run, "__file__", str(folder / "run.py"))
+        (folder / "environment.py").write_text("")
+        monkeypatch.setattr(hyperlearn.runs.environment, "__file__", str(folder / "environment.py"))
         return git
 
     def test_clean_and_dirty(self, tmp_path, monkeypatch):
         git = self.repository(tmp_path, monkeypatch)
-        git("add", "run.py")
+        git("add", "environment.py")
         git("commit", "-q", "-m", "first")
         found = environment(seed=5)
         assert found["git_revision"] == git("rev-parse", "HEAD")
         assert found["git_dirty"] is False
-        (tmp_path / "run.py").write_text("changed = True")
+        (tmp_path / "environment.py").write_text("changed = True")
         assert environment(seed=5)["git_dirty"] is False  # imported before the change
-        hyperlearn.run._git_state.cache_clear()
+        hyperlearn.runs.environment._git_state.cache_clear()
         assert environment(seed=5)["git_dirty"] is True
 
     def test_untracked_inside_of_another_repository(self, tmp_path, monkeypatch):
@@ -430,7 +435,9 @@ class TestGitState:
 
     def test_no_repository(self, tmp_path, monkeypatch):
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-        monkeypatch.setattr(hyperlearn.run, "__file__", str(tmp_path / "run.py"))
+        monkeypatch.setattr(
+            hyperlearn.runs.environment, "__file__", str(tmp_path / "environment.py")
+        )
         found = environment(seed=5)
         assert (found["git_revision"], found["git_dirty"]) == ("unknown", None)
 
@@ -441,16 +448,3 @@ def test_environment():
     assert found["torch"] == str(torch.__version__)
     assert found["threads"] == torch.get_num_threads()
     assert type(found["torch"]) is str
-
-
-def test_a_record_that_a_crash_cut_short_is_left_out(tmp_path):
-    file = run_file(tmp_path / "run.h5")
-    for step in range(3):
-        file.append({"step": step, "outer_loss": 0.5}, certificate(iterations=step))
-    with h5py.File(file.path, "r+") as raw:
-        raw["history/outer_loss"].resize(2, axis=0)
-        raw["certificates/solver"].resize(2, axis=0)
-    found = hl.load_run(file.path)
-    assert {len(column) for column in found.history.values()} == {2}
-    assert {len(column) for column in found.certificates.values()} == {2}
-    assert found.certificate.iterations == 1

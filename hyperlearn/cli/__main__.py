@@ -1,0 +1,5 @@
+"""``python -m hyperlearn.cli``."""
+
+from hyperlearn.cli import app
+
+app()

@@ -1,0 +1,1 @@
+"""``hyperlearn show``, ``list``, ``compare``, ``export``, ``recover``, ``schema``."""

@@ -1,0 +1,1 @@
+"""``hyperlearn sweep``: a grid of runs on several processes."""

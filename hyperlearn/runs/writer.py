@@ -1,0 +1,392 @@
+"""`RunFile`: writes a run so that whatever was recorded survives whatever happens.
+
+Two ways of writing, and neither can leave a broken file:
+
+* a record goes into room that was made for it, in place, past HDF5 (`hyperlearn.runs.columns`);
+* anything else, a checkpoint, a new metric, more room, the result, is written to a new file beside
+  the old one, which takes its name when it is whole and on the disk (``fsync``, ``rename``).
+
+After SIGKILL or a full disk the file is the old one or the new one. After a loss of power, records
+since the last change of the second kind may be missing; a checkpoint that was reported is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hyperlearn.certificate import Certificate
+from hyperlearn.runs import codec, columns, guarded
+from hyperlearn.runs.columns import Table
+from hyperlearn.runs.guarded import FORMAT, SCHEMA, RunFileError
+from hyperlearn.runs.lock import Lock
+from hyperlearn.runs.run import Run
+
+Tree = Any
+TABLES = ("history", "certificates")
+logger = logging.getLogger(__name__)
+
+UNITS = {"seconds": "s"}
+
+
+class RecordError(OSError):
+    """A record could not be written; what was recorded before is in the file.
+
+    Attributes
+    ----------
+    run
+        Everything until then, from `hyperlearn.minimize`.
+    """
+
+    def __init__(self, message: str, run: Run | None = None) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+class RunFile:
+    """A run that is being written; holds its lock.
+
+    Parameters
+    ----------
+    path
+        Of the file; its folder is made.
+    config, environment
+        Settings (see `hyperlearn.runs.codec`) and surroundings.
+    attachments
+        Arrays, fields and other values that are stored at the start.
+    units
+        Of metrics that have some.
+    overwrite
+        Replace an existing run. Any other existing file is never touched.
+
+    Raises
+    ------
+    FileExistsError
+        The file exists and `overwrite` is False.
+    RunFileError
+        The file exists, is to be overwritten, and is not a run of ours.
+    RunInUseError
+        Another process writes it.
+    OSError
+        It cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        attachments: Mapping[str, Any] | None = None,
+        units: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _check_replaceable(self.path, overwrite)
+        self._lock = Lock(self.path)
+        self._descriptor: int | None = None
+        try:
+            _check_replaceable(self.path, overwrite)
+            self._units = {**UNITS, **(units or {})}
+
+            def fill(new: h5py.File) -> None:
+                new.attrs.update(
+                    format=FORMAT,
+                    schema=SCHEMA,
+                    id=uuid.uuid4().hex,
+                    status="running",
+                    message="",
+                    created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                )
+                codec.write(new, "units", dict(self._units))
+                codec.write(new, "config", dict(config))
+                codec.write(new, "environment", dict(environment))
+                codec.write(new, "attachments", dict(attachments or {}))
+                new.create_group("checkpoints")
+                new.create_group("result").attrs["kind"] = "dict"
+                for table in TABLES:
+                    columns.write_table(
+                        new, table, {}, 0, source=None, capacity=0, units=self._units
+                    )
+
+            self._replace(fill)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def reopened(cls, path: str | Path, step: int) -> RunFile:
+        """Go on writing a run from one of its checkpoints: what was recorded later is dropped.
+
+        Raises
+        ------
+        RunFileError
+            It is no run, is damaged, or has no such checkpoint.
+        RunInUseError
+            Another process writes it.
+        """
+        self = cls.__new__(cls)
+        self.path, self._descriptor = Path(path), None
+        self._lock = Lock(self.path)
+        try:
+            with guarded.opened(self.path) as file:
+                self._units = codec.read(file, "units")
+                node = guarded.group_of(guarded.group_of(file, "checkpoints"), str(step))
+                lengths = {name: guarded.attribute(node, name, int) for name in TABLES}
+            self._rewrite(lengths=lengths, status=("running", ""), drop_result=True)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    # --- what a run writes --------------------------------------------------------------------
+
+    def append(
+        self, record: Mapping[str, float | int], certificate: Certificate | None = None
+    ) -> None:
+        """Add one record to ``/history`` and, if there is one, ``/certificates``.
+
+        When this returns the record is in the file, whatever happens to the process.
+
+        Raises
+        ------
+        RecordError
+            It could not be written.
+        """
+        rows: dict[str, Mapping[str, Any]] = {}
+        if certificate is not None:
+            values = {f.name: getattr(certificate, f.name) for f in fields(certificate)}
+            rows["certificates"] = {"step": record.get("step"), **values}
+        rows["history"] = record  # last: its number of records is what counts
+        try:
+            for table, row in rows.items():
+                if not self._append(table, row):
+                    layout = self._tables[table]
+                    wanted = layout.fitting(row)
+                    room = columns.room_for(layout.length)
+                    self._rewrite(dtypes={table: wanted}, capacities={table: room})
+                    if not self._append(table, row):
+                        raise RuntimeError(f"{table}: {dict(row)} does not fit {wanted}")
+        except OSError as error:
+            raise RecordError(
+                f"{self.path}: a record could not be written ({error}); all "
+                f"{self._tables['history'].length} before it are in the file: free some space, "
+                "then resume the run"
+            ) from error
+
+    def checkpoint(
+        self,
+        step: int,
+        state: Mapping[str, Tree],
+        *,
+        keep: int = 1,
+        lengths: Mapping[str, int] | None = None,
+    ) -> None:
+        """Write a checkpoint, and forget all but the newest `keep`.
+
+        Parameters
+        ----------
+        step
+            Outer steps so far.
+        state
+            All that is needed to go on: see `hyperlearn.runs.codec` for what it may hold.
+        keep
+            How many to keep, this one included.
+        lengths
+            Records of each table that a resumed run starts from; all by default.
+
+        Raises
+        ------
+        OSError
+            It could not be written; the file is as it was.
+        """
+        counted = {name: t.length for name, t in self._tables.items()} | dict(lengths or {})
+
+        def fill(new: h5py.File) -> None:
+            group = new["checkpoints"]
+            codec.write(group, str(step), dict(state))
+            group[str(step)].attrs.update(counted)
+
+        self._rewrite(keep=keep - 1, without=step, then=fill)
+        logger.debug("%s: checkpoint at step %d", self.path, step)
+
+    def finish(
+        self,
+        status: str,
+        message: str,
+        result: Mapping[str, Tree],
+        state: tuple[int, Mapping[str, Tree], Mapping[str, int]] | None = None,
+        keep: int = 1,
+    ) -> None:
+        """Write ``/result``, the status and a last checkpoint, seal the tables, and let go."""
+
+        def fill(new: h5py.File) -> None:
+            for name, tree in result.items():
+                codec.write(new["result"], name, tree)
+            if state is not None:
+                step, tree, lengths = state
+                codec.write(new["checkpoints"], str(step), dict(tree))
+                new["checkpoints"][str(step)].attrs.update(lengths)
+
+        try:
+            self._rewrite(
+                status=(status, message),
+                keep=keep if state is None else keep - 1,
+                without=None if state is None else state[0],
+                seal=True,
+                drop_result=True,
+                then=fill,
+            )
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the file; what is in it stays."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self._lock.release()
+
+    # --- how ----------------------------------------------------------------------------------
+
+    def _append(self, table: str, row: Mapping[str, Any]) -> bool:
+        if self._descriptor is None:
+            raise RuntimeError(f"{self.path} is closed")
+        return self._tables[table].append(self._descriptor, row)
+
+    def _rewrite(
+        self,
+        *,
+        dtypes: Mapping[str, Mapping[str, np.dtype[Any]]] | None = None,
+        capacities: Mapping[str, int] | None = None,
+        lengths: Mapping[str, int] | None = None,
+        status: tuple[str, str] | None = None,
+        keep: int | None = None,
+        without: int | None = None,
+        seal: bool = False,
+        drop_result: bool = False,
+        then: Callable[[h5py.File], None] | None = None,
+    ) -> None:
+        """The same file with something changed."""
+        with guarded.opened(self.path) as old:
+
+            def fill(new: h5py.File) -> None:
+                new.attrs.update(dict(old.attrs))
+                if status is not None:
+                    new.attrs.update(status=status[0], message=status[1])
+                for name in ("units", "config", "environment", "attachments"):
+                    old.copy(guarded.group_of(old, name), new, name, expand_refs=True)
+                if drop_result:
+                    new.create_group("result").attrs["kind"] = "dict"
+                else:
+                    old.copy(guarded.group_of(old, "result"), new, "result", expand_refs=True)
+                self._copy_checkpoints(old, new, lengths, keep, without)
+                for name in TABLES:
+                    table = columns.locate(old, name)
+                    length = table.length if lengths is None else lengths[name]
+                    room = (capacities or {}).get(name, columns.room_for(length))
+                    columns.write_table(
+                        new,
+                        name,
+                        (dtypes or {}).get(name, table.dtypes),
+                        length,
+                        source=old,
+                        capacity=None if seal else room,
+                        units=self._units,
+                    )
+                if then is not None:
+                    then(new)
+
+            self._replace(fill)
+
+    @staticmethod
+    def _copy_checkpoints(
+        old: h5py.File,
+        new: h5py.File,
+        lengths: Mapping[str, int] | None,
+        keep: int | None,
+        without: int | None,
+    ) -> None:
+        source, target = guarded.group_of(old, "checkpoints"), new.create_group("checkpoints")
+        steps = [step for step in checkpoint_steps(old) if step != without]
+        for step in steps[max(0, len(steps) - keep) :] if keep is not None else steps:
+            node = guarded.group_of(source, str(step))
+            if lengths is None or guarded.attribute(node, "history", int) <= lengths["history"]:
+                source.copy(node, target, str(step))
+
+    def _replace(self, fill: Callable[[h5py.File], None]) -> None:
+        """Write a file beside, have it on the disk, and let it take the name."""
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            # A format of 2008, whose indices have checksums, with numbers at multiples of 8.
+            with _created(part) as new:
+                fill(new)
+            with part.open("r+b") as raw:
+                os.fsync(raw.fileno())
+            with guarded.opened(part) as new:
+                tables = {name: columns.locate(new, name) for name in TABLES}
+            descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
+            os.replace(part, self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor, self._tables = descriptor, tables
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    _tables: dict[str, Table]
+
+
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[h5py.File]:
+    file = h5py.File(
+        path,
+        "w",
+        libver=("v108", "v108"),
+        locking=False,
+        alignment_threshold=1,
+        alignment_interval=8,
+    )
+    try:
+        yield file
+        file.flush()  # a full disk is told here, and not by a destructor
+    except RuntimeError as error:
+        # HDF5 reports what the system said as text only.
+        raise OSError(f"{path} cannot be written: {error}") from error
+    finally:
+        with contextlib.suppress(OSError, RuntimeError):
+            file.close()
+
+
+def checkpoint_steps(file: h5py.File) -> list[int]:
+    """Steps that a run has checkpoints of, in order."""
+    names = guarded.names_of(guarded.group_of(file, "checkpoints"))
+    wrong = [name for name in names if not name.isdecimal()]
+    if wrong:
+        raise RunFileError(f"{file.filename}: /checkpoints holds {wrong[0]!r}; expected steps")
+    return sorted(map(int, names))
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    if path.exists():
+        if not overwrite:
+            raise FileExistsError(f"{path} exists; choose another file, or ask to overwrite it")
+        with guarded.opened(path):
+            pass  # refuses to replace what is not a run
