@@ -6,6 +6,7 @@ grad = d_x g - C q,   A q = d_y g,   A = d_yy G,   C = d_x d_y G   (rows: outer)
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -324,9 +325,9 @@ def implicit_hypergradient(
             converged=info.converged,
             exact=exact,
             iterations=info.iterations,
-            operator=repr(operator),
-            solver=info.solver,
-            reason=reason,
+            operator=_named(repr(operator)),
+            solver=_named(info.solver),
+            reason=_named(reason),
             damping=damping,
             effective_rank=(
                 operator.effective_rank() if isinstance(operator, EmpiricalFisher) else None
@@ -433,3 +434,8 @@ def _minimised(oracles: Oracles, y: Tensor, x: Tensor, batch: Tree) -> Tensor:
         warnings.simplefilter("ignore", ConvergenceWarning)  # the certificate measures y
         found: Tensor = argmin(lambda y, x: oracles.inner(y, x, batch), y, x)
     return found
+
+
+def _named(text: str) -> str:
+    """A repr without addresses in memory, which no two runs have in common."""
+    return re.sub(r" (object )?at 0x[0-9a-fA-F]+", "", text)

@@ -411,7 +411,14 @@ class _Loop:
     def reopen(self, path: Path) -> Run | None:
         """Go on from the last checkpoint; returns the run where nothing is left to do."""
         stored = load_run(path)
-        refuse_differences(path, stored.config, saved.as_stored(self.run.config))
+        there, here = (
+            {"seed": surroundings.get("seed"), **config}
+            for config, surroundings in (
+                (stored.config, stored.environment),
+                (saved.as_stored(self.run.config), self.run.environment),
+            )
+        )
+        refuse_differences(path, there, here)
         for change in differences(stored.environment, self.run.environment):
             if change.name.partition(".")[0] not in ("git_revision", "git_dirty"):
                 logger.warning("%s is resumed with another %s", path, change)
@@ -420,7 +427,7 @@ class _Loop:
         if finished and self.budget.spent(step, state["seconds"], _calls(state["count"])) >= 1:
             logger.info("%s is finished", path)
             return stored
-        self.file = RunFile.reopened(path, step)
+        self.file = RunFile.reopened(path, step, self.run.config)
         try:
             self.restore(state, step)
             stored = load_run(path)

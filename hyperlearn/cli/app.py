@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import hyperlearn
+from hyperlearn import logs
 from hyperlearn.datasets import DatasetError
 
 if TYPE_CHECKING:
@@ -56,12 +58,25 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            help="Log on standard error how runs start, go on and end; -vv also each record and "
+            "checkpoint. Before the command.",
+        ),
+    ] = 0,
 ) -> None:
     """Bilevel optimisation: run experiments, look at runs, check derivatives, find data sets."""
+    if verbose:
+        context.with_resource(logs.shown(logging.INFO if verbose == 1 else logging.DEBUG))
 
 
 def new_table(title: str | None = None) -> Table:

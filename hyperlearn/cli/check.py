@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import operator
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 
 import hyperlearn
+from hyperlearn.by_name import imported
 from hyperlearn.cli.app import CHECK_FAILED, app, new_console, user_errors
-from hyperlearn.settings import unknown_name
 
 
 @app.command()
@@ -59,7 +53,7 @@ def check(
 
 def _check_target(name: str, x: str | None) -> tuple[Any, Any]:
     """Function or problem, and x or None; factories are called."""
-    found = _imported(name)
+    found = imported(name)
     if _is_factory(found):
         found = found()
     pair = isinstance(found, tuple) and len(found) == 2
@@ -68,7 +62,7 @@ def _check_target(name: str, x: str | None) -> tuple[Any, Any]:
     if pair:
         return found
     if x is not None:
-        point = _imported(x)
+        point = imported(x)
         return found, point() if _is_factory(point) else point
     if not isinstance(found, hyperlearn.BilevelProblem):
         raise ValueError(
@@ -92,47 +86,3 @@ def _is_factory(found: Any) -> bool:
     except TypeError:
         return True
     return False
-
-
-def _imported(name: str) -> Any:
-    """The object that ``module:object`` or ``file.py:object`` names."""
-    where, colon, path = name.rpartition(":")
-    if not (where and colon and path):
-        raise ValueError(
-            f"{name} is no name of an object; expected MODULE:OBJECT or FILE.py:OBJECT"
-        )
-    if where.endswith(".py"):
-        file = Path(where)
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}")
-        # What stands next to the file can be imported by it, as if it were run.
-        sys.path.insert(0, str(file.resolve().parent))
-        module = _loaded(file)
-    else:
-        sys.path.insert(0, "")  # a command, unlike python -m, does not look here
-        try:
-            module = importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"cannot import {where}: {error}") from error
-    try:
-        return operator.attrgetter(path)(module)
-    except AttributeError as error:
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise ValueError(unknown_name("object", path, public)) from error
-
-
-def _loaded(file: Path) -> ModuleType:
-    """A file as a module; once, so that a problem and its x come from the same one."""
-    name = f"_checked_{file.resolve()}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses of the file look their module up
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]

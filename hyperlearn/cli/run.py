@@ -1,4 +1,4 @@
-"""``hyperlearn run``: an experiment, each of its methods a run in a file of its own."""
+"""``hyperlearn run``, ``resume``: an experiment, each method a run in a file of its own."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ def run(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing run files.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with existing run files of the same settings.")
+    ] = False,
     every: Annotated[int, typer.Option(help="Record every so many outer steps.")] = 10,
     assignments: Annotated[
         list[str] | None,
@@ -79,6 +82,8 @@ def run(
 
         if seconds is not None and steps is not None:
             raise ValueError("--seconds and --steps exclude each other: give one of them")
+        if force and resume:
+            raise ValueError("--force and --resume exclude each other: give one of them")
         budget = Budget(steps=steps, seconds=60 if steps is None and seconds is None else seconds)
         labels = _chosen(method or ["nhgd"], METHODS)
         defaults = DataCleaning(data_seed=seed)  # --set data_seed=... wins over --seed
@@ -88,13 +93,68 @@ def run(
         if list_settings:
             _print_settings(task, methods)
             return
-        files = _run_files(out, [f"{name}-{label}-seed{seed}.h5" for label in labels], force=force)
+        names = [f"{name}-{label}-seed{seed}.h5" for label in labels]
+        files = _run_files(out, names, kept=not (force or resume))
         if every < 1:
             raise ValueError(f"--every {every}: expected at least 1")
         if threads is not None:
             torch.set_num_threads(threads)
         code = _run_cleaning(
-            task, methods, files, budget=budget, seed=seed, force=force, every=every, quiet=quiet
+            task,
+            methods,
+            files,
+            budget=budget,
+            seed=seed,
+            overwrite=force,
+            resume=resume,
+            every=every,
+            quiet=quiet,
+        )
+    raise typer.Exit(code)
+
+
+@app.command()
+def resume(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A run of an experiment.")],
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Training time in all, with what it had; by default as in the file."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Outer steps in all, in place of --seconds.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
+) -> None:
+    """Go on with a run from its last checkpoint, with its own settings.
+
+    Exit codes: 0 finished, 2 wrong input, 3 diverged, 130 stopped by Ctrl-C.
+    """
+    with user_errors():
+        from hyperlearn.experiments.data_cleaning import DataCleaning
+
+        if seconds is not None and steps is not None:
+            raise ValueError("--seconds and --steps exclude each other: give one of them")
+        stored = load_run(file)
+        ours = stored.config.get("problem") in EXPERIMENTS and "task" in stored.config
+        task = stored.setting("task") if ours else None
+        # Anybody may call a problem of theirs by that name.
+        if not isinstance(task, DataCleaning):
+            raise ValueError(
+                f"{file} is a run of {stored.config.get('problem')!r}, whose losses are code that "
+                "a file does not hold; expected a run of "
+                f"{', '.join(EXPERIMENTS)}. From Python: "
+                f"hyperlearn.resume({str(file)!r}, problem)"
+            )
+        given = seconds is not None or steps is not None
+        code = _run_cleaning(
+            task,
+            {stored.label: stored.setting("method")},
+            [file],
+            budget=Budget(steps=steps, seconds=seconds) if given else stored.setting("budget"),
+            seed=stored.environment["seed"],
+            resume=True,
+            every=stored.config["every"],
+            quiet=quiet,
         )
     raise typer.Exit(code)
 
@@ -107,7 +167,7 @@ def _chosen(names: Sequence[str], known: dict[str, Method]) -> list[str]:
     return list(known) if "all" in names else list(dict.fromkeys(names))
 
 
-def _run_files(out: Path | None, names: Sequence[str], *, force: bool) -> list[Path]:
+def _run_files(out: Path | None, names: Sequence[str], *, kept: bool) -> list[Path]:
     """One file a run; everything that would stop a later run is found before the first."""
     out = out or Path("runs")
     files = [out / name for name in names] if out.is_dir() or not out.suffix else [out]
@@ -115,9 +175,10 @@ def _run_files(out: Path | None, names: Sequence[str], *, force: bool) -> list[P
         raise ValueError(f"--out {out}: several methods need a folder, for one file each")
     for file in files:
         if file.exists():
-            if not force:
+            if kept:
                 raise FileExistsError(
-                    f"{file} exists; --force overwrites it, --out names another place"
+                    f"{file} exists; --force overwrites it, --resume goes on with it, --out names "
+                    "another place"
                 )
             load_run(file)  # raises for what is not a run: such a file is never overwritten
     return files
@@ -130,7 +191,8 @@ def _run_cleaning(
     *,
     budget: Budget,
     seed: int,
-    force: bool,
+    overwrite: bool = False,
+    resume: bool = False,
     every: int,
     quiet: bool,
 ) -> int:
@@ -150,7 +212,8 @@ def _run_cleaning(
                 data=data,
                 label=label,
                 record=file,
-                overwrite=force,
+                overwrite=overwrite,
+                resume=resume,
                 every=every,
                 # A log file would get a line for every refresh.
                 progress=not quiet and sys.stderr.isatty(),

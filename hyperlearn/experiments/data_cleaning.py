@@ -11,7 +11,7 @@ Source of the task: Franceschi et al. (2017), arXiv:1703.01785, section 5.1.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -319,7 +319,7 @@ def clean(
     label
         What to call the method in legends; by default its key, or the name of its class.
     options
-        More arguments of `minimize`: record, overwrite, every, progress, callbacks.
+        More arguments of `minimize`: record, overwrite, resume, every, progress, callbacks.
 
     Raises
     ------
@@ -334,7 +334,7 @@ def clean(
         chosen,
         budget=budget,
         seed=seed,
-        config={"label": label, "task": asdict(settings)},
+        config={"label": label, "task": settings},
         attachments={
             "given_labels": data.train_labels.numpy(),
             "true_labels": data.true_labels.numpy(),

@@ -7,6 +7,7 @@ nested is a group whose attribute ``kind`` says what it is: ``dict``, ``list``, 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -196,7 +197,7 @@ def _write_children(
 ) -> h5py.Group:
     # In the order of creation: that of a dictionary is the order of the flat vector.
     made = group.create_group(name, track_order=True)
-    made.attrs["kind"] = kind
+    guarded.set_text(made, "kind", kind)
     for key, part in parts.items():
         if not isinstance(key, str) or not key or "\0" in key:
             raise TypeError(f"{label} has the key {key!r}, which cannot be stored; expected text")
@@ -210,7 +211,7 @@ def _write_sequence(group: h5py.Group, name: str, value: Sequence[Any], label: s
     if len(value) > 8 and kinds in ({int}, {float}):
         numbers = np.asarray(value, dtype=np.int64 if kinds == {int} else np.float64)
         _dataset(group, name, numbers.shape, numbers.dtype)[...] = numbers
-        group[name].attrs["kind"] = kind
+        guarded.set_text(group[name], "kind", kind)
         return
     if hasattr(value, "_fields"):  # a NamedTuple comes back as a dictionary
         parts = dict(zip(value._fields, value, strict=True))
@@ -221,12 +222,12 @@ def _write_sequence(group: h5py.Group, name: str, value: Sequence[Any], label: s
 
 def _write_text(group: h5py.Group, name: str, text: str) -> None:
     encoded = text.encode()
-    if len(encoded) <= LONGEST_ATTRIBUTE:
-        group.attrs[name] = text
+    if len(encoded) <= LONGEST_ATTRIBUTE and "\0" not in text:
+        guarded.set_text(group, name, text)
         return
     dtype = h5py.string_dtype("utf-8", len(encoded))
     group.create_dataset(name, data=np.array(encoded, dtype=f"S{len(encoded)}").astype(dtype))
-    group[name].attrs["kind"] = "text"
+    guarded.set_text(group[name], "kind", "text")
 
 
 def _write_array(group: h5py.Group, name: str, value: NDArray[Any], label: str) -> None:
@@ -239,9 +240,10 @@ def _write_array(group: h5py.Group, name: str, value: NDArray[Any], label: str) 
         made = _dataset(group, name, value.shape, value.dtype, compressed=True)
     else:
         raise TypeError(f"{label} is an array of {value.dtype}; expected numbers or text")
-    made.attrs["kind"] = "array"
+    guarded.set_text(made, "kind", "array")
     for rows in _slabs(value.shape, value.dtype.itemsize):
         made[rows] = value[rows]
+    _seal(made, value)
 
 
 def _write_tensor(group: h5py.Group, name: str, value: Tensor) -> None:
@@ -249,22 +251,24 @@ def _write_tensor(group: h5py.Group, name: str, value: Tensor) -> None:
     narrow = value.dtype in (torch.bfloat16,)  # HDF5 has no such type; float32 holds it
     dtype = np.dtype(np.float32) if narrow else _numpy_dtype(value.dtype)
     made = _dataset(group, name, tuple(value.shape), dtype)
-    made.attrs["kind"] = "tensor"
-    made.attrs["dtype"] = str(value.dtype).removeprefix("torch.")
+    guarded.set_text(made, "kind", "tensor")
+    guarded.set_text(made, "dtype", str(value.dtype).removeprefix("torch."))
     for rows in _slabs(tuple(value.shape), dtype.itemsize):
         part = value[rows].cpu()
-        made[rows] = (part.float() if narrow else part).numpy()
+        part = part.float() if narrow else part
+        made[rows] = part.numpy()
+        _seal(made, part.numpy())
 
 
 def _write_field(group: h5py.Group, name: str, value: Field) -> None:
     made = _write_children(
         group, name, "field", {"values": value.values, **value.coordinates}, name
     )
-    made.attrs["coordinates"] = list(value.coordinates)
-    made["values"].attrs["units"] = value.units
+    guarded.set_text(made, "coordinates", "\n".join(value.coordinates))
+    guarded.set_text(made["values"], "units", value.units)
     for axis, key in enumerate(value.coordinates):
         scale = made[_link_name(key)]
-        scale.attrs["units"] = value.coordinate_units.get(key, "")
+        guarded.set_text(scale, "units", value.coordinate_units.get(key, ""))
         scale.make_scale(key)
         made["values"].dims[axis if value.is_grid else 0].attach_scale(scale)
 
@@ -280,6 +284,12 @@ def _dataset(
     return group.create_dataset(
         name, shape=shape, dtype=dtype, chunks=chunks, fletcher32=True, **packed
     )
+
+
+def _seal(dataset: h5py.Dataset, value: NDArray[Any]) -> None:
+    """A checksum for a scalar, over which HDF5 has none."""
+    if not dataset.shape:
+        dataset.attrs["crc32"] = zlib.crc32(np.asarray(value).tobytes())
 
 
 def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -375,14 +385,14 @@ def _read_tensor(node: h5py.Dataset) -> Tensor:
         # A slab at a time, and no second copy.
         tensor = torch.empty(node.shape, dtype=dtype)
         for rows in _slabs(node.shape, node.dtype.itemsize):
-            tensor[rows] = torch.from_numpy(np.array(node[rows]))
+            tensor[rows] = torch.from_numpy(np.array(guarded.array(node, rows)))
     return tensor
 
 
 def _read_field(node: h5py.Group) -> Field:
     where = f"{node.file.filename}:{node.name}"
     with guarded.damage(where):
-        names = [str(name) for name in node.attrs["coordinates"]]
+        names = guarded.attribute(node, "coordinates", str).split("\n")
     datasets = {name: guarded.dataset_of(node, _link_name(name)) for name in names}
     values = guarded.dataset_of(node, "values")
     units = {name: guarded.attribute(d, "units", str, "") for name, d in datasets.items()}
@@ -406,7 +416,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, h5py.Empty):
         return None
     if isinstance(value, np.generic):
-        value = value.item()
+        value = value.decode() if isinstance(value, bytes) else value.item()
     if isinstance(value, (bool, int, float, str)):
         return value
     raise RunFileError(f"{where} is {_shown(value)}; expected a number, text or nothing")

@@ -27,7 +27,8 @@ from hyperlearn.runs.guarded import DamagedError
 
 # Records a chunk. Columns of numbers take 4 KiB each.
 CHUNK = 512
-# Text columns are wider than their first entry by so much, and multiples of it.
+# Text columns are twice as wide as their first entry, in multiples of so much: room costs little,
+# as it is compressed in the end, and a longer entry a new file.
 TEXT_UNIT = 64
 ALL_FILTERS = 0xFFFFFFFF  # a chunk's mask: none of them was applied
 FILLS = {"f": np.nan, "i": -1, "b": False}
@@ -199,8 +200,8 @@ def locate(file: h5py.File, name: str) -> Table:
     lengths = {dataset.shape for dataset in datasets.values()}
     first = guarded.attribute(integrity, "first", int)
     capacity = first + len(integrity)
-    consistent = lengths <= {(capacity,)} and 0 <= first <= capacity
-    if not consistent or not 0 <= length <= capacity:
+    consistent = lengths <= {(capacity,)} and 0 <= first <= length <= capacity
+    if not consistent:
         raise DamagedError(
             f"{where} is damaged, not a readable run: {length} records, in columns of "
             f"{[dataset.shape for dataset in datasets.values()]}"
@@ -343,7 +344,7 @@ def _describe(group: h5py.Group, units: Mapping[str, str]) -> None:
     for scale in scales:
         scale.make_scale(scale.name.rpartition("/")[2])
     for name, dataset in group.items():
-        dataset.attrs["units"] = units.get(name, "")
+        guarded.set_text(dataset, "units", units.get(name, ""))
         if name not in SCALES:
             for scale in scales:
                 dataset.dims[0].attach_scale(scale)
@@ -354,7 +355,7 @@ def _describe(group: h5py.Group, units: Mapping[str, str]) -> None:
 
 def _dtype_for(value: Any, name: str) -> np.dtype[Any]:
     if isinstance(value, str):
-        wide = TEXT_UNIT * (len(value.encode()) * 5 // 4 // TEXT_UNIT + 1)
+        wide = TEXT_UNIT * (2 * len(value.encode()) // TEXT_UNIT + 1)
         return h5py.string_dtype("utf-8", wide)
     if isinstance(value, (bool, np.bool_)):
         return np.dtype(np.bool_)

@@ -7,6 +7,7 @@ these: what has is refused.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise DamagedError(f"{path} is damaged, not a readable run: {error}") from error
     with file:
         with damage(path):
-            found, schema = file.attrs.get("format"), file.attrs.get("schema")
+            found, schema = _text(file.attrs.get("format")), file.attrs.get("schema")
             names = ", ".join(sorted(file)) or "nothing"
         if not isinstance(found, str) or found != FORMAT:
             raise RunFileError(f"{path} is HDF5 but not a hyperlearn run (it holds {names})")
@@ -158,6 +159,7 @@ def attribute(holder: h5py.Group | h5py.Dataset, name: str, kind: type, default:
     where = f"{holder.file.filename}:{holder.name}"
     with damage(where):
         value = holder.attrs.get(name, default)
+    value = _text(value) if isinstance(value, bytes) else value
     value = value.item() if isinstance(value, np.generic) else value
     if value is None:
         raise DamagedError(f"{where} is damaged, not a readable run: no attribute {name}")
@@ -166,6 +168,20 @@ def attribute(holder: h5py.Group | h5py.Dataset, name: str, kind: type, default:
             f"{where}: attribute {name} is {_shown(value)}; expected {kind.__name__}"
         )
     return value
+
+
+def set_text(holder: h5py.Group | h5py.Dataset, name: str, text: str) -> None:
+    """An attribute of text of a fixed length.
+
+    Text of a variable length lies in a heap that has no checksum; this in a header that has one.
+    """
+    encoded = text.encode()
+    dtype = h5py.string_dtype("utf-8", max(1, len(encoded)))
+    holder.attrs.create(name, np.array(encoded, dtype=dtype), dtype=dtype)
+
+
+def _text(value: Any) -> Any:
+    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
 def array(dataset: h5py.Dataset, rows: slice = slice(None)) -> NDArray[Any]:
@@ -178,6 +194,10 @@ def array(dataset: h5py.Dataset, rows: slice = slice(None)) -> NDArray[Any]:
     """
     with damage(f"{dataset.file.filename}:{dataset.name}"):
         values = dataset[rows] if dataset.shape else dataset[()]
+        # HDF5 has no checksum over a scalar.
+        checksum = dataset.attrs.get("crc32")
+        if checksum is not None and zlib.crc32(np.asarray(values).tobytes()) != checksum:
+            raise DamagedError(f"{dataset.file.filename}: {dataset.name} is damaged")
         if h5py.check_string_dtype(dataset.dtype):
             return np.asarray(np.char.decode(np.asarray(values, dtype=bytes), "utf-8"))
         return np.asarray(values)

@@ -56,8 +56,9 @@ def recovered(path: Path) -> Run | None:
 def _read(file: h5py.File, path: Path) -> Run | None:
     """Part by part; what cannot be read is left out."""
     try:
-        sound = file.attrs.get("format") == FORMAT and file.attrs.get("schema") == SCHEMA
-    except (OSError, RuntimeError):
+        sound = guarded.attribute(file, "format", str) == FORMAT
+        sound = sound and guarded.attribute(file, "schema", int) == SCHEMA
+    except (OSError, RunFileError):
         return None
     if not sound:
         return None
@@ -127,6 +128,7 @@ def recover(path: str | Path, out: str | Path) -> Run:
     FileExistsError
         `out` exists.
     """
+    from hyperlearn.runs.reader import load_run
     from hyperlearn.runs.writer import RunFile
 
     path, out = Path(path), Path(out)
@@ -145,8 +147,7 @@ def recover(path: str | Path, out: str | Path) -> Run:
     for record in _rows(run.history):
         file.append(record)
     file.finish("recovered", f"what could be read of {path.name}", run.result)
-    run.path = out
-    return run
+    return load_run(out)
 
 
 def _rows(columns_: Any) -> Any:

@@ -57,7 +57,7 @@ def as_stored(config: Mapping[str, Any]) -> dict[str, Any]:
         One of them cannot be stored.
     """
     # Through the codec itself, on a file in memory: one definition of what is stored.
-    with h5py.File.in_memory(libver=("v108", "v108")) as file:
+    with h5py.File.in_memory(libver=("v110", "v110")) as file:
         codec.write(file, "config", dict(config))
         found: dict[str, Any] = codec.read(file, "config")
     return found

@@ -24,6 +24,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from torch.utils import _pytree as pytree
 
 from hyperlearn.certificate import Certificate
 from hyperlearn.runs import codec, columns, guarded
@@ -31,12 +32,18 @@ from hyperlearn.runs.columns import Table
 from hyperlearn.runs.guarded import FORMAT, SCHEMA, RunFileError
 from hyperlearn.runs.lock import Lock
 from hyperlearn.runs.run import Run
+from hyperlearn.runs.sink import Sink
 
 Tree = Any
 TABLES = ("history", "certificates")
 logger = logging.getLogger(__name__)
 
 UNITS = {"seconds": "s"}
+# Headers and indices in blocks of so many bytes, the first at the start of the file: what is left
+# of one that was cut short can then be read.
+META_BLOCK = 1 << 16
+# A smaller file is put together in memory, and written at once; a larger one as it comes.
+IN_MEMORY = 1 << 26
 
 
 class RecordError(OSError):
@@ -101,33 +108,37 @@ class RunFile:
             self._units = {**UNITS, **(units or {})}
 
             def fill(new: h5py.File) -> None:
-                new.attrs.update(
+                new.attrs["schema"] = SCHEMA
+                created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+                _label(
+                    new,
                     format=FORMAT,
-                    schema=SCHEMA,
                     id=uuid.uuid4().hex,
                     status="running",
                     message="",
-                    created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    created=created,
                 )
                 codec.write(new, "units", dict(self._units))
                 codec.write(new, "config", dict(config))
                 codec.write(new, "environment", dict(environment))
                 codec.write(new, "attachments", dict(attachments or {}))
                 new.create_group("checkpoints")
-                new.create_group("result").attrs["kind"] = "dict"
+                _label(new.create_group("result"), kind="dict")
                 for table in TABLES:
                     columns.write_table(
                         new, table, {}, 0, source=None, capacity=0, units=self._units
                     )
 
-            self._replace(fill)
+            self._replace(fill, _bytes(dict(attachments or {})))
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def reopened(cls, path: str | Path, step: int) -> RunFile:
+    def reopened(cls, path: str | Path, step: int, config: Mapping[str, Any]) -> RunFile:
         """Go on writing a run from one of its checkpoints: what was recorded later is dropped.
+
+        `config` is that of the run, but that its budget may be another.
 
         Raises
         ------
@@ -144,7 +155,7 @@ class RunFile:
                 self._units = codec.read(file, "units")
                 node = guarded.group_of(guarded.group_of(file, "checkpoints"), str(step))
                 lengths = {name: guarded.attribute(node, name, int) for name in TABLES}
-            self._rewrite(lengths=lengths, status=("running", ""), drop_result=True)
+            self._rewrite(lengths=lengths, status=("running", ""), drop_result=True, config=config)
         except BaseException:
             self.close()
             raise
@@ -218,7 +229,7 @@ class RunFile:
             codec.write(group, str(step), dict(state))
             group[str(step)].attrs.update(counted)
 
-        self._rewrite(keep=keep - 1, without=step, then=fill)
+        self._rewrite(keep=keep - 1, without=step, then=fill, added=_bytes(dict(state)))
         logger.debug("%s: checkpoint at step %d", self.path, step)
 
     def finish(
@@ -247,6 +258,7 @@ class RunFile:
                 seal=True,
                 drop_result=True,
                 then=fill,
+                added=_bytes([dict(result), None if state is None else dict(state[1])]),
             )
         finally:
             self.close()
@@ -257,6 +269,12 @@ class RunFile:
             os.close(self._descriptor)
             self._descriptor = None
         self._lock.release()
+
+    def __enter__(self) -> RunFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     # --- how ----------------------------------------------------------------------------------
 
@@ -276,19 +294,26 @@ class RunFile:
         without: int | None = None,
         seal: bool = False,
         drop_result: bool = False,
+        config: Mapping[str, Any] | None = None,
         then: Callable[[h5py.File], None] | None = None,
+        added: int = 0,
     ) -> None:
-        """The same file with something changed."""
+        """The same file with something changed; `added` bytes of tensors come to it."""
         with guarded.opened(self.path) as old:
 
             def fill(new: h5py.File) -> None:
-                new.attrs.update(dict(old.attrs))
+                new.attrs["schema"] = SCHEMA
+                texts = ("format", "id", "status", "message", "created")
+                _label(new, **{name: guarded.attribute(old, name, str) for name in texts})
                 if status is not None:
-                    new.attrs.update(status=status[0], message=status[1])
-                for name in ("units", "config", "environment", "attachments"):
+                    _label(new, status=status[0], message=status[1])
+                if config is not None:
+                    codec.write(new, "config", dict(config))
+                kept = ["units", "environment", "attachments"]
+                for name in kept if config is not None else [*kept, "config"]:
                     old.copy(guarded.group_of(old, name), new, name, expand_refs=True)
                 if drop_result:
-                    new.create_group("result").attrs["kind"] = "dict"
+                    _label(new.create_group("result"), kind="dict")
                 else:
                     old.copy(guarded.group_of(old, "result"), new, "result", expand_refs=True)
                 self._copy_checkpoints(old, new, lengths, keep, without)
@@ -308,7 +333,7 @@ class RunFile:
                 if then is not None:
                     then(new)
 
-            self._replace(fill)
+            self._replace(fill, self.path.stat().st_size + added)
 
     @staticmethod
     def _copy_checkpoints(
@@ -325,15 +350,12 @@ class RunFile:
             if lengths is None or guarded.attribute(node, "history", int) <= lengths["history"]:
                 source.copy(node, target, str(step))
 
-    def _replace(self, fill: Callable[[h5py.File], None]) -> None:
+    def _replace(self, fill: Callable[[h5py.File], None], size: int) -> None:
         """Write a file beside, have it on the disk, and let it take the name."""
         part = self.path.with_name(self.path.name + ".part")
         try:
-            # A format of 2008, whose indices have checksums, with numbers at multiples of 8.
-            with _created(part) as new:
+            with _created(part, size) as new:
                 fill(new)
-            with part.open("r+b") as raw:
-                os.fsync(raw.fileno())
             with guarded.opened(part) as new:
                 tables = {name: columns.locate(new, name) for name in TABLES}
             descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
@@ -355,24 +377,42 @@ class RunFile:
 
 
 @contextlib.contextmanager
-def _created(path: Path) -> Iterator[h5py.File]:
-    file = h5py.File(
-        path,
-        "w",
-        libver=("v108", "v108"),
-        locking=False,
-        alignment_threshold=1,
-        alignment_interval=8,
-    )
+def _created(path: Path, size: int) -> Iterator[h5py.File]:
+    """A new file, of about that size, on the disk when the block is left without an error."""
+    settings: dict[str, Any] = {
+        # A format of 2016, whose headers and indices have checksums; numbers at multiples of 8.
+        "libver": ("v110", "v110"),
+        "alignment_threshold": 1,
+        "alignment_interval": 8,
+        "meta_block_size": META_BLOCK,
+    }
+    sink = Sink(path)
     try:
-        yield file
-        file.flush()  # a full disk is told here, and not by a destructor
-    except RuntimeError as error:
-        # HDF5 reports what the system said as text only.
-        raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError, RuntimeError):
-            file.close()
+        if size <= IN_MEMORY:
+            with h5py.File.in_memory(**settings) as file:
+                yield file
+                file.flush()
+                sink.write(file.id.get_file_image())
+        else:
+            with h5py.File(sink, "w", **settings) as file:
+                yield file
+    except BaseException:
+        with contextlib.suppress(OSError):
+            sink.close()
+        raise
+    sink.close()
+
+
+def _bytes(tree: Tree) -> int:
+    """Of the tensors and arrays in a nested structure."""
+    leaves = pytree.tree_leaves(tree)
+    arrays = [leaf.values if isinstance(leaf, codec.Field) else leaf for leaf in leaves]
+    return sum(int(getattr(array, "nbytes", 0)) for array in arrays)
+
+
+def _label(holder: h5py.Group, **texts: str) -> None:
+    for name, text in texts.items():
+        guarded.set_text(holder, name, text)
 
 
 def checkpoint_steps(file: h5py.File) -> list[int]:

@@ -1,4 +1,4 @@
-"""Pictures of runs, on matplotlib's object interface: no window, no global state."""
+"""The picture of data-cleaning runs: success over cost, the weights, the least trusted images."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from scipy.special import expit
 from torch import Tensor
 
 from hyperlearn import datasets
+from hyperlearn.plots.picture import COLOURS, STYLES, destination, files_of, picture, say
 from hyperlearn.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["plot_cleaning"]
-
-FORMATS = (".png", ".pdf")
 SHOWN_IMAGES, IMAGE_ROWS = 20, 2
+ATTACHMENTS = ("given_labels", "true_labels", "train_index")
+_CLEAN, _CORRUPTED = COLOURS[0], COLOURS[1]
 
-# Okabe and Ito's palette, with grey for its yellow, which white paper swallows.
-_COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999",
-)  # fmt: skip
-_STYLES = ("-", "--", ":", "-.")
-_CLEAN, _CORRUPTED = _COLOURS[0], _COLOURS[1]
+
+def is_cleaning(run: Run) -> bool:
+    """Whether it says which training samples have which label; reads nothing."""
+    return all(name in run.attachments for name in ATTACHMENTS)
 
 
 def plot_cleaning(runs: Sequence[Run], out: str | Path) -> Path:
@@ -44,7 +42,7 @@ def plot_cleaning(runs: Sequence[Run], out: str | Path) -> Path:
     runs
         From `hyperlearn.load_run` or `hyperlearn.minimize`. Runs of one method share a colour.
     out
-        ``.png`` or ``.pdf``; replaced if it exists, its folder is made.
+        ``.png``, ``.pdf`` or ``.svg``; replaced if it exists, its folder is made.
 
     Returns
     -------
@@ -56,23 +54,17 @@ def plot_cleaning(runs: Sequence[Run], out: str | Path) -> Path:
     ValueError
         No runs, or another suffix.
     """
-    out = Path(out)
-    if out.suffix.lower() not in FORMATS:
-        raise ValueError(f"{out}: cannot write {out.suffix or 'no suffix'}; expected .png or .pdf")
+    out = destination(out)
     if not runs:
         raise ValueError("plot_cleaning: no runs given")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 9.5), layout="constrained")
-    halves: Any = figure.subfigures(2, 1, height_ratios=[2, 1])
-    upper, lower = halves
-    panels = upper.subplots(2, 3)
-    _draw_curves(figure, panels[:, :2], runs)
-    best = _best(runs)
-    _draw_weights(panels[:, 2], best)
-    _draw_images(lower, best)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    with picture(out, (13, 9.5), font_size=10) as figure:
+        halves: Any = figure.subfigures(2, 1, height_ratios=[2, 1])
+        upper, lower = halves
+        panels = upper.subplots(2, 3)
+        _draw_curves(figure, panels[:, :2], runs)
+        best = _best(runs)
+        _draw_weights(panels[:, 2], best)
+        _draw_images(lower, best)
     return out
 
 
@@ -83,29 +75,29 @@ def _draw_curves(figure: Figure, panels: Any, runs: Sequence[Run]) -> None:
         ("seconds", "training time in seconds"),
         ("oracle_samples", "oracle calls × batch size (log scale)"),
     )
-    methods = list(dict.fromkeys(_label(run) for run in runs))
+    methods = list(dict.fromkeys(run.label for run in runs))
     handles = {}
     for i, (metric, metric_label) in enumerate(rows):
         limits = _limits(runs, metric)
         for j, (cost, cost_label) in enumerate(columns):
             axes = panels[i, j]
             for run in runs:
-                number = methods.index(_label(run))
+                number = methods.index(run.label)
                 abscissa, ordinate = run.history.get(cost), run.history.get(metric)
                 if abscissa is None or ordinate is None:
                     continue
                 shown = abscissa > 0 if cost == "oracle_samples" else slice(None)
-                (handles[_label(run)],) = axes.plot(
+                (handles[run.label],) = axes.plot(
                     abscissa[shown],
                     ordinate[shown],
-                    color=_COLOURS[number % len(_COLOURS)],
-                    linestyle=_STYLES[number // len(_COLOURS) % len(_STYLES)],
+                    color=COLOURS[number % len(COLOURS)],
+                    linestyle=STYLES[number // len(COLOURS) % len(STYLES)],
                     linewidth=1.6,
                     marker="o" if len(abscissa) <= 3 else None,  # a line of one point is none
                     alpha=0.9,
                 )
             if not axes.lines:
-                _say(axes, f"no {metric_label} in {_files(runs)}")
+                say(axes, f"no {metric_label} in {files_of(runs)}")
                 continue
             if cost == "oracle_samples":
                 _make_log(axes)
@@ -115,7 +107,7 @@ def _draw_curves(figure: Figure, panels: Any, runs: Sequence[Run]) -> None:
             axes.set_ylabel(metric_label)
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
-    seeds = {method: sum(_label(run) == method for run in runs) for method in methods}
+    seeds = {method: sum(run.label == method for run in runs) for method in methods}
     names = [f"{m} ({seeds[m]} runs)" if seeds[m] > 1 else m for m in handles]
     if handles:
         figure.legend(
@@ -154,7 +146,7 @@ def _draw_weights(panels: Any, run: Run) -> None:
     cleaning = _Cleaning.of(run)
     if cleaning is None:
         for axes in panels:
-            _say(axes, f"no result in {_files([run])}")
+            say(axes, f"no result in {files_of([run])}")
         return
     kinds = (
         (above, "clean", ~cleaning.corrupted, _CLEAN),
@@ -178,15 +170,15 @@ def _draw_images(figure: SubFigure, run: Run) -> None:
     """The training images of lowest weight, with their given and their true label."""
     cleaning = _Cleaning.of(run)
     if cleaning is None:
-        _say(figure.subplots(), f"no result in {_files([run])}")
+        say(figure.subplots(), f"no result in {files_of([run])}")
         return
     if np.ptp(cleaning.weights) == 0:
-        _say(figure.subplots(), f"{run.name} trusts all training images equally")
+        say(figure.subplots(), f"{run.name} trusts all training images equally")
         return
     try:
         images = datasets.load(run.config["task"]["dataset"]).train_images
     except datasets.DatasetError as error:
-        _say(figure.subplots(), f"no images: {str(error).splitlines()[0]}")
+        say(figure.subplots(), f"no images: {str(error).splitlines()[0]}")
         return
     least = np.argsort(cleaning.weights, kind="stable")[:SHOWN_IMAGES]
     wrong = int(cleaning.corrupted[least].sum())
@@ -218,10 +210,9 @@ class _Cleaning:
     @classmethod
     def of(cls, run: Run) -> _Cleaning | None:
         """None for a run without a result, and for one of another experiment."""
-        names = ("given_labels", "true_labels", "train_index")
-        if not isinstance(run.x, Tensor) or not all(name in run.attachments for name in names):
+        if not is_cleaning(run) or not isinstance(run.x, Tensor):
             return None
-        return cls(expit(run.x.numpy()), *(run.attachments[name] for name in names))
+        return cls(expit(run.x.numpy()), *(run.attachments[name] for name in ATTACHMENTS))
 
     @property
     def corrupted(self) -> NDArray[np.bool_]:
@@ -236,17 +227,3 @@ def _best(runs: Sequence[Run]) -> Run:
         return float(losses[-1]) if len(losses) and np.isfinite(losses[-1]) else np.inf
 
     return min([run for run in runs if _Cleaning.of(run)] or runs[:1], key=last_loss)
-
-
-def _label(run: Run) -> str:
-    return str(run.config.get("label") or run.config.get("method", {}).get("class", "run"))
-
-
-def _files(runs: Sequence[Run]) -> str:
-    return "these files" if len(runs) > 1 else "this file"
-
-
-def _say(axes: Axes, text: str) -> None:
-    """A panel that has nothing to show says so."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", wrap=True)

@@ -194,7 +194,8 @@ class TestRoundTrip:
             assert set(getattr(loaded, name)) == set(getattr(run, name))
             for key, values in getattr(run, name).items():
                 np.testing.assert_array_equal(getattr(loaded, name)[key], values)
-        assert loaded.config["budget"] == {"steps": 5, "seconds": 100, "oracle_calls": None}
+        assert loaded.setting("budget") == hl.Budget(steps=5, seconds=100)
+        assert loaded.setting("method") == hl.NHGD()
         assert loaded.config["method"]["class"] == "NHGD"
         assert loaded.config["method"]["damping"] == 0.1
         assert loaded.environment["seed"] == 11
