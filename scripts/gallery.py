@@ -99,7 +99,7 @@ def certificates(folder: Path) -> None:
     plot_certificates(runs, folder / "certificates.png", x="step")
 
 
-def heat(intervals: int = 32, steps: int = 32, end: float = 0.1) -> tuple[hl.Field, hl.Field]:
+def heat(intervals: int = 24, steps: int = 24, end: float = 0.1) -> tuple[hl.Field, hl.Field]:
     """``u_t = u_xx`` from ``sin pi x + sin(3 pi x) / 2``: implicit Euler, and the solution."""
     x = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
     t = torch.linspace(0, end, steps + 1, dtype=torch.float64)

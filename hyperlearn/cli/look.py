@@ -24,6 +24,7 @@ from hyperlearn.runs.export import WHAT
 from hyperlearn.runs.export import export as export_run
 from hyperlearn.runs.guarded import FORMAT, SCHEMA
 from hyperlearn.runs.lock import is_written
+from hyperlearn.runs.recovery import recovered
 from hyperlearn.runs.summary import printable
 
 if TYPE_CHECKING:
@@ -51,24 +52,21 @@ def show(
         if follow and (config or len(files) > 1):
             raise ValueError("--follow is for one file, and without --config")
         if follow:
-            _follow(files[0])
+            with _file_errors():
+                _follow(files[0])
             return
         damaged: list[str] = []
         for i, file in enumerate(files):
-            try:
-                run = load_run(file)
-            except DamagedError as error:
-                damaged.append(f"{error}{_rescue(file)}")
-                if error.recovered is None:
-                    continue
-                run = error.recovered
             if i and not config:
                 typer.echo()
-            if config:
-                _print_config(run, heading=len(files) > 1)
-            else:
-                for part in _pictured(run):
-                    new_console().print(part)
+            try:
+                _show(load_run(file), config, heading=len(files) > 1)
+            except DamagedError as error:
+                # Damage may be met only where something is read.
+                damaged.append(f"{error}{_RESCUE}")
+                run = error.recovered or recovered(file)
+                if run is not None:
+                    _show(run, config, heading=len(files) > 1)
         for message in damaged:
             typer.echo(f"error: {message}", err=True)
     if damaged:
@@ -151,11 +149,11 @@ def compare(
     ] = False,
 ) -> None:
     """Compare runs: their settings, where they ended, and what a target cost them."""
-    with user_errors():
+    with _file_errors():
         if baseline is not None and not any(_same(file, baseline) for file in files):
             files = [baseline, *files]
         first = next((i for i, file in enumerate(files) if baseline and _same(file, baseline)), 0)
-        runs = [_loaded(file) for file in files]
+        runs = [load_run(file) for file in files]
         found = compare_runs(
             runs, metric=metric, target=target, maximize=maximize, baseline=first, group=group
         )
@@ -173,10 +171,10 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write the records of a run as CSV, Parquet or NetCDF."""
-    with user_errors():
+    with _file_errors():
         if out.exists() and not force:
             raise FileExistsError(f"{out} exists; --force overwrites it")
-        typer.echo(str(export_run(_loaded(file), out, what=what, overwrite=force)))
+        typer.echo(str(export_run(load_run(file), out, what=what, overwrite=force)))
 
 
 @app.command()
@@ -239,6 +237,15 @@ def schema(
 
 
 # --- show -------------------------------------------------------------------------------------
+
+
+def _show(run: Run, config: bool, heading: bool) -> None:
+    if config:
+        _print_config(run, heading)
+        return
+    parts = _pictured(run)  # all of it before the first is printed
+    for part in parts:
+        new_console().print(part)
 
 
 def _follow(file: Path) -> None:
@@ -446,6 +453,7 @@ def _print_config(run: Run, heading: bool) -> None:
 
 
 def _print_entries(entries: Sequence[Entry], folder: Path, metric: str) -> None:
+    base = folder.parent if folder.is_file() else folder
     table = new_table()
     right = ("seed", "steps", "seconds", metric, "size")
     table.add_column("file", overflow="fold")
@@ -466,10 +474,10 @@ def _print_entries(entries: Sequence[Entry], folder: Path, metric: str) -> None:
             no_wrap=heading != "problem",
         )
     for entry in entries:
-        name = entry.path.relative_to(folder) if entry.path.is_relative_to(folder) else entry.path
+        name = entry.path.relative_to(base)
         seconds = entry.values.get("seconds")
         table.add_row(
-            printable(name if str(name) != "." else entry.path),
+            printable(name),
             printable(entry.status),
             printable(entry.problem),
             printable(entry.label),
@@ -522,9 +530,11 @@ def _print_comparison(found: Comparison, files: Sequence[Path]) -> None:
 
 
 def _costs(row: Row, baseline: bool) -> list[str]:
-    name = printable(row.name)
-    if 0 < row.reached < len(row.members):
-        name += f", {row.reached} of {len(row.members)} reach it"
+    name, count = printable(row.name), len(row.members)
+    if count > 1:
+        name += f", {count} runs"
+    if 0 < row.reached < count:
+        name += f", {row.reached} reach it"
     cells = [name, str(row.best)]
     for axis in AXES:
         cost, ratio = row.costs[axis], row.ratios[axis]
@@ -541,22 +551,17 @@ def _costs(row: Row, baseline: bool) -> list[str]:
 # --- words ------------------------------------------------------------------------------------
 
 
+_RESCUE = '\n"hyperlearn recover FILE --out NEW.h5" saves what can be read'
+
+
 @contextmanager
-def _rescued(file: Path) -> Iterator[None]:
-    """Of a damaged file: what to do about it."""
-    try:
-        yield
-    except DamagedError as error:
-        raise DamagedError(f"{error}{_rescue(file)}", error.recovered) from error
-
-
-def _loaded(file: Path) -> Run:
-    with _rescued(file):
-        return load_run(file)
-
-
-def _rescue(file: Path) -> str:
-    return f'\n"hyperlearn recover {file} --out NEW.h5" saves what can be read'
+def _file_errors() -> Iterator[None]:
+    """As `user_errors`, and of a damaged file what to do about it."""
+    with user_errors():
+        try:
+            yield
+        except DamagedError as error:
+            raise DamagedError(f"{error}{_RESCUE}", error.recovered) from error
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -32,7 +32,7 @@ Array = NDArray[Any]
 # Places along an axis of a grid, and scattered points, beyond which a picture shows no more.
 MOST_PLACES, MOST_POINTS = 1000, 50_000
 _REFERENCE = "_reference"
-_LETTERS = 54
+_LETTERS = 44
 _LEVELS = 24
 
 
@@ -168,8 +168,8 @@ def _draw_row(figure: FigureBase, shown: _Shown) -> None:
         return
     error = field.values - reference.values
     size, most = np.linalg.norm(reference.values), np.abs(error).max(initial=0)
-    relative = f" ({np.linalg.norm(error) / size:.1e} of the norm)" if size > 0 else ""
-    title = f"difference, at most {most:.1e}{relative}"
+    relative = f", {np.linalg.norm(error) / size:.1e} of the norm" if size > 0 else ""
+    title = f"difference ≤ {most:.1e}{relative}"
     _draw(panels[-1], "difference", replace(field, values=error), title=title)
 
 
@@ -216,7 +216,7 @@ def _draw(
     remarks = [title if title is not None else label(name)]
     missing = int(np.count_nonzero(~np.isfinite(values)))
     if missing:
-        remarks.append(f"{missing} values are not finite")
+        remarks.append(f"{missing} not finite")
     colours = colours or Colours.of(values)
     if number == 1:
         _draw_line(axes, name, field)

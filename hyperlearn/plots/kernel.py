@@ -132,7 +132,7 @@ def _draw_matrix(axes: Axes, name: str, matrix: NDArray[Any], unit: str) -> None
     axes.set_xlabel("column")
     axes.set_ylabel("row")
     missing = int(np.count_nonzero(~np.isfinite(shown)))
-    also = f"; {missing} entries are not finite" if missing else ""
+    also = f"; {missing} not finite" if missing else ""
     note(axes, f"{label(name)}, {rows} × {columns}{also}", _LETTERS)
 
 

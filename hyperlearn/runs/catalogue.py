@@ -5,6 +5,7 @@ Of a file its head, its settings and its last record are read, so that a thousan
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import operator
@@ -208,7 +209,11 @@ def catalogue(
     conditions = [Condition.parse(text) for text in where]
     asked = dict.fromkeys([*(condition.key for condition in conditions), sort])
     needed = dict.fromkeys(["step", "seconds", *metrics, *(k for k in asked if k not in KEYS)])
-    entries = [e for path in run_files(folder) if (e := read_entry(path, needed)) is not None]
+    entries = []
+    for path in run_files(folder):
+        with contextlib.suppress(FileNotFoundError):  # gone since, or a link to nowhere
+            entry = read_entry(path, needed)
+            entries += [] if entry is None else [entry]
     for key in asked:
         if entries and all(entry.value(key) is None for entry in entries):
             _check_known("key", key, [*KEYS, *_known_keys(entries)])

@@ -225,8 +225,9 @@ def _write_text(group: h5py.Group, name: str, text: str) -> None:
     if len(encoded) <= LONGEST_ATTRIBUTE and "\0" not in text:
         guarded.set_text(group, name, text)
         return
-    dtype = h5py.string_dtype("utf-8", len(encoded))
-    group.create_dataset(name, data=np.array(encoded, dtype=f"S{len(encoded)}").astype(dtype))
+    # Long, or with a zero byte, which ends a text in HDF5: its bytes.
+    data = np.frombuffer(encoded, dtype=np.uint8)
+    _dataset(group, name, data.shape, data.dtype, compressed=True)[...] = data
     guarded.set_text(group[name], "kind", "text")
 
 
@@ -368,7 +369,7 @@ def _read_dataset(node: h5py.Dataset, kind: str, where: str) -> Any:
     if kind == "array":
         return values
     if kind == "text":
-        return str(values)
+        return np.asarray(values, np.uint8).tobytes().decode("utf-8")
     if kind in ("list", "tuple"):
         numbers = values.tolist()
         return numbers if kind == "list" else tuple(numbers)

@@ -104,9 +104,28 @@ class Table:
         self.length += 1
         return True
 
+    def extend(self, descriptor: int, block: Mapping[str, NDArray[Any]]) -> None:
+        """Write many records, of this table's columns, for which there is room."""
+        arrays = [np.asarray(block[name]).astype(dtype) for name, dtype in self.dtypes.items()]
+        count = len(arrays[0])
+        rows = np.concatenate(
+            [array.reshape(count, 1).view(np.uint8).reshape(count, -1) for array in arrays], axis=1
+        )
+        checksums = np.array([zlib.crc32(row) for row in rows], dtype=np.uint32)
+        done = 0
+        while done < count:
+            chunk, within = divmod(self.length + done - self.first_open, CHUNK)
+            part = slice(done, min(count, done + CHUNK - within))
+            for place, array in zip(self.places[chunk], [*arrays, checksums], strict=True):
+                data = array[part].tobytes()
+                _put(descriptor, data, int(place) + within * array.dtype.itemsize)
+            done = part.stop
+        _put(descriptor, struct.pack("<q", self.length + count), self.counter)
+        self.length += count
+
     def _packed(self, record: Mapping[str, Any]) -> bytes:
         """The bytes of a record, column by column; raises where it does not fit the columns."""
-        if len(record) != len(self._codes) and record.keys() - self._codes.keys():
+        if not record.keys() <= self._codes.keys():
             raise KeyError("a column is missing")
         values = []
         for name, code in self._codes.items():
@@ -313,6 +332,11 @@ def _tail(
     if length > sealed:
         tail[: length - sealed] = _converted(before, dtype, slice(sealed, length))
     return tail
+
+
+def filled(dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """What stands for records that lack a column."""
+    return np.full(count, _fill(dtype), dtype=dtype)
 
 
 def _converted(before: h5py.Dataset | None, dtype: np.dtype[Any], rows: slice) -> NDArray[Any]:

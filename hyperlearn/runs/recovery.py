@@ -144,13 +144,7 @@ def recover(path: str | Path, out: str | Path) -> Run:
         attachments=run.attachments,
         units=run.units,
     )
-    for record in _rows(run.history):
-        file.append(record)
+    if run.history:
+        file.extend(run.history)
     file.finish("recovered", f"what could be read of {path.name}", run.result)
     return load_run(out)
-
-
-def _rows(columns_: Any) -> Any:
-    names = list(columns_)
-    for values in zip(*(columns_[name].tolist() for name in names), strict=True):
-        yield dict(zip(names, values, strict=True))

@@ -106,7 +106,7 @@ def _generators(settings: Any) -> Iterator[torch.Generator]:
             yield from _generators(part)
 
 
-def last_checkpoint(path: Path) -> tuple[dict[str, Any], int, dict[str, int]]:
+def last_checkpoint(path: str | Path) -> tuple[dict[str, Any], int, dict[str, int]]:
     """State, step and number of records of the newest checkpoint that is whole.
 
     Raises
@@ -115,7 +115,7 @@ def last_checkpoint(path: Path) -> tuple[dict[str, Any], int, dict[str, int]]:
         There is none.
     """
     damaged: DamagedError | None = None
-    with guarded.opened(path) as file:
+    with guarded.opened(Path(path)) as file:
         group = guarded.group_of(file, "checkpoints")
         for step in reversed(checkpoint_steps(file)):
             try:

@@ -320,9 +320,7 @@ def _of(item: Item) -> str:
 def losses(run: Run) -> list[str]:
     """What a damaged file held, as far as that is known, and `run`, recovered from it, has not.
 
-    Examples
-    --------
-    Empty for a run of which everything could be read.
+    Empty where everything could be read.
     """
     if run.path is None:
         return []

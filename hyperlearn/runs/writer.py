@@ -196,6 +196,46 @@ class RunFile:
                 "then resume the run"
             ) from error
 
+    def extend(self, block: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Add many records to ``/history`` at once, each an entry of every array.
+
+        All of them count, or none, whatever happens to the process.
+
+        Raises
+        ------
+        ValueError
+            The arrays are not of one length.
+        RecordError
+            They could not be written.
+        """
+        lengths = {name: len(column) for name, column in block.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"columns of lengths {lengths}; expected one length")
+        count = next(iter(lengths.values()))
+        table = self._tables["history"]
+        if not count:
+            return
+        # The longest text of a column says how wide it must be.
+        longest = {name: max(column.tolist(), key=_width) for name, column in block.items()}
+        wanted = table.fitting(longest)
+        try:
+            if wanted != table.dtypes or table.length + count > table.capacity:
+                room = columns.room_for(table.length + count)
+                self._rewrite(dtypes={"history": wanted}, capacities={"history": room})
+            absent = {
+                name: columns.filled(dtype, count)
+                for name, dtype in wanted.items()
+                if name not in block
+            }
+            encoded = {
+                name: np.char.encode(column, "utf-8") if column.dtype.kind == "U" else column
+                for name, column in block.items()
+            }
+            assert self._descriptor is not None
+            self._tables["history"].extend(self._descriptor, encoded | absent)
+        except OSError as error:
+            raise RecordError(f"{self.path}: records could not be written ({error})") from error
+
     def checkpoint(
         self,
         step: int,
@@ -408,6 +448,10 @@ def _bytes(tree: Tree) -> int:
     leaves = pytree.tree_leaves(tree)
     arrays = [leaf.values if isinstance(leaf, codec.Field) else leaf for leaf in leaves]
     return sum(int(getattr(array, "nbytes", 0)) for array in arrays)
+
+
+def _width(value: Any) -> int:
+    return len(value.encode()) if isinstance(value, str) else 0
 
 
 def _label(holder: h5py.Group, **texts: str) -> None:

@@ -164,7 +164,7 @@ class TestShow:
     def test_cut_short(self, folder):
         damaged = cut(folder / "slow.h5")
         result = invoke("show", damaged)
-        assert_refused(result, "cut.h5 is damaged", f"hyperlearn recover {damaged} --out")
+        assert_refused(result, "cut.h5 is damaged", "hyperlearn recover FILE --out")
         assert re.search(r"status +damaged", result.stdout)
         assert "lost: " in result.stdout
 
@@ -324,7 +324,25 @@ class TestCompare:
         result = invoke("compare", *sorted(folder.glob("*.h5")), "--group")
         assert result.exit_code == 0, result.output
         assert "median [min, max]" in result.stdout
-        assert re.search(r"0\.\d+ \[0\.\d+, 0\.\d+\]", result.stdout)  # seconds of the slow ones
+        seconds = [
+            load_run(folder / name).history["seconds"][-1] for name in ("slow.h5", "slow1.h5")
+        ]
+        assert f"[{min(seconds):.4g}, {max(seconds):.4g}]" in result.stdout
+        assert "2 runs" in result.stdout
+
+    def test_some_of_a_group_do_not_reach_it(self, tmp_path):
+        for seed, losses in enumerate(([2.0, 1.0], [2.0, 1.5], [2.0, 0.5])):
+            file = RunFile(
+                tmp_path / f"{seed}.h5", config={"label": "a"}, environment={"seed": seed}
+            )
+            for step, loss in enumerate(losses):
+                file.append({"step": step, "outer_loss": loss})
+            file.finish("finished", "", {})
+        files = sorted(tmp_path.glob("*.h5"))
+        result = invoke("compare", *files, "--group", "--target", 1)
+        assert result.exit_code == 0, result.output
+        assert "a, 3 runs, 2 reach it" in result.stdout
+        assert "1 [1, not reached]" in result.stdout
 
     def test_refused(self, folder):
         assert_refused(invoke("compare", folder / "slow.h5"), "1 runs; expected at least two")

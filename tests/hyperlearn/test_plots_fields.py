@@ -121,7 +121,7 @@ class TestFields:
         values = torch.outer(X, T)
         values[2, 2] = float("nan")
         figure = draw({"u": hl.Field(values, {"x": X, "t": T})})
-        assert panels(figure)[0].get_title("left") == "u; 1 values are not finite"
+        assert panels(figure)[0].get_title("left") == "u; 1 not finite"
         figure = draw({"u": hl.Field(values * float("nan"), {"x": X, "t": T})})
         assert "u: no finite values" in texts(figure)
 
@@ -152,7 +152,7 @@ class TestReference:
         np.testing.assert_allclose(meshes[2].get_array(), 0.1, rtol=1e-5)
         assert meshes[0].get_clim() == meshes[1].get_clim()
         assert bars(figure) == ["u (K)", "u (K)", "difference (K)"]
-        assert panels(figure)[2].get_title("left").startswith("difference, at most 1.0e-01 (")
+        assert panels(figure)[2].get_title("left").startswith("difference ≤ 1.0e-01, ")
 
     def test_difference_of_lines(self, draw):
         result = {

@@ -142,6 +142,10 @@ class TestFiles:
         os.symlink(folder, folder / "deep" / "again")
         assert len(catalogue(folder)) == 3
 
+    def test_links_to_nowhere(self, folder):
+        os.symlink(folder / "no.h5", folder / "link.h5")
+        assert len(catalogue(folder)) == 3
+
     def test_no_such_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder"):
             catalogue(tmp_path / "no")
