@@ -9,6 +9,7 @@ Studies (by default suite, zoo, bilevel):
 - zoo: systems that solvers get wrong, and whether they say so;
 - bilevel: bilevel problems with references in 80-bit numbers, and whether a wrong hypergradient is
   ever let through;
+- crash: runs that are killed, cut, flipped, or that meet a full disk: nothing may be lost;
 - hypergradients: every solver against central differences on three regressions;
 - cleaning, relaxation: published tables; over an hour of training.
 
@@ -21,7 +22,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from validation import cleaning, hypergradients, relaxation, suite, zoo
+from validation import cleaning, crash, hypergradients, relaxation, suite, zoo
 from validation.bilevel import __main__ as bilevel
 
 
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> bool:
         "suite": lambda: suite.main([*shared, "--dtype", options.dtype, *out("suite")]),
         "zoo": lambda: zoo.main([]),
         "bilevel": lambda: bilevel.main([*shared, *out("bilevel")]),
+        "crash": lambda: crash.main(["--seed", str(options.seed)]),
         "hypergradients": hypergradients.main,
         "cleaning": lambda: cleaning.main(["table"]),
         "relaxation": lambda: relaxation.main([]),

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import typer
 
 from hyperlearn.cli.app import USER_ERROR, app, new_console, new_table, user_errors
+from hyperlearn.cli.run import EXPERIMENTS
 from hyperlearn.runs import DamagedError, Run, catalogue, frames, load_run, summary
 from hyperlearn.runs import recover as recover_run
 from hyperlearn.runs import schema as described
@@ -184,19 +186,18 @@ def recover(
 ) -> None:
     """Write what can be read of a damaged run to a new file."""
     with user_errors():
-        found = recover_run(file, out)
-        saved = load_run(out)
-        kept = {
-            "records": (_count(saved.history), _count(found.history)),
-            "certificates": (_count(saved.certificates), _count(found.certificates)),
-            "checkpoints": (len(saved.checkpoints), len(found.checkpoints)),
+        recover_run(file, out)
+        saved, found = load_run(out), recovered(file)
+        counts = {
+            "records": lambda run: _count(run.history),
+            "certificates": lambda run: _count(run.certificates),
+            "checkpoints": lambda run: len(run.checkpoints),
         }
-        told = [
-            f"{new} {name}" if new >= old else f"{new} of {old} {name}"
-            for name, (new, old) in kept.items()
-        ]
-        found.path = file
-        for lost in summary.losses(found):
+        told = []
+        for name, count in counts.items():
+            new, old = count(saved), 0 if found is None else count(found)
+            told.append(f"{new} {name}" if new >= old else f"{new} of {old} {name}")
+        for lost in summary.losses(replace(saved, path=file)):
             typer.echo(f"lost: {lost}")
         typer.echo(f"{out}: {', '.join(told)}")
 
@@ -387,9 +388,9 @@ def _resumption(run: Run) -> str:
     if not run.checkpoints or run.status in ("running", "damaged"):
         return ""
     steps = ", ".join(map(str, run.checkpoints))
-    commands = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
     ways = [f'hyperlearn.resume("{run.path}", problem)']
-    if "resume" in commands and "task" in run.config:
+    task = run.config.get("task")
+    if run.config.get("problem") in EXPERIMENTS and isinstance(task, dict) and "class" in task:
         ways.insert(0, f"hyperlearn resume {run.path}")
     return f"from step {steps}: {' or '.join(ways)}"
 

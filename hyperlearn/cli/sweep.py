@@ -113,10 +113,10 @@ def _print_summary(rows: Sequence[Summary]) -> None:
     metrics = list(dict.fromkeys(name for row in rows for name in row.values))
     table = new_table()
     for heading in ("method", *settings):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for name in metrics:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("runs")
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+    table.add_column("runs", overflow="fold")
     for row in rows:
         table.add_row(
             row.label,

@@ -27,6 +27,7 @@ from hyperlearn.runs.guarded import DamagedError
 
 # Records a chunk. Columns of numbers take 4 KiB each.
 CHUNK = 512
+MOST_OPEN = 256 * CHUNK
 # Text columns are twice as wide as their first entry, in multiples of so much: room costs little,
 # as it is compressed in the end, and a longer entry a new file.
 TEXT_UNIT = 64
@@ -34,6 +35,7 @@ ALL_FILTERS = 0xFFFFFFFF  # a chunk's mask: none of them was applied
 FILLS = {"f": np.nan, "i": -1, "b": False}
 # The axes of a plot, as HDF5 dimension scales.
 SCALES = ("step", "seconds", "oracle_calls")
+_UINT32, _INT64 = struct.Struct("<I"), struct.Struct("<q")
 _KINDS: dict[str, tuple[type, ...]] = {"q": (int, np.integer), "?": (bool, np.bool_)}
 
 
@@ -55,7 +57,7 @@ class Table:
     length: int = 0
     capacity: int = 0
     first_open: int = 0  # record that the tail starts with
-    places: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    places: list[list[int]] = field(default_factory=list)  # of each chunk, columns and checksums
     counter: int = 0  # where the number of records stands in the file
 
     def __post_init__(self) -> None:
@@ -95,12 +97,15 @@ class Table:
         except (struct.error, KeyError, TypeError, AttributeError):
             return False
         chunk, within = divmod(self.length - self.first_open, CHUNK)
-        places = self.places[chunk]
-        for place, (start, size) in zip(places[:-1], self._slices, strict=True):
-            _put(descriptor, row[start : start + size], int(place) + within * size)
-        checksum = struct.pack("<I", zlib.crc32(row))
-        _put(descriptor, checksum, int(places[-1]) + within * 4)
-        _put(descriptor, struct.pack("<q", self.length + 1), self.counter)
+        *places, checksum = self.places[chunk]
+        pwrite = os.pwrite
+        written = 0
+        for place, (start, size) in zip(places, self._slices, strict=True):
+            written += pwrite(descriptor, row[start : start + size], place + within * size)
+        written += pwrite(descriptor, _UINT32.pack(zlib.crc32(row)), checksum + within * 4)
+        if written != len(row) + 4:
+            raise OSError(f"{written} of {len(row) + 4} bytes were written")
+        _put(descriptor, _INT64.pack(self.length + 1), self.counter)
         self.length += 1
         return True
 
@@ -118,9 +123,9 @@ class Table:
             part = slice(done, min(count, done + CHUNK - within))
             for place, array in zip(self.places[chunk], [*arrays, checksums], strict=True):
                 data = array[part].tobytes()
-                _put(descriptor, data, int(place) + within * array.dtype.itemsize)
+                _put(descriptor, data, place + within * array.dtype.itemsize)
             done = part.stop
-        _put(descriptor, struct.pack("<q", self.length + count), self.counter)
+        _put(descriptor, _INT64.pack(self.length + count), self.counter)
         self.length += count
 
     def _packed(self, record: Mapping[str, Any]) -> bytes:
@@ -236,7 +241,7 @@ def locate(file: h5py.File, name: str) -> Table:
         length,
         capacity,
         first,
-        np.array(places, dtype=np.int64).reshape(len(places), len(datasets) + 1),
+        places,
         0 if counter is None else counter,
     )
 
@@ -286,8 +291,11 @@ def _checked_tail(file: h5py.File, name: str) -> tuple[Table, list[bool]]:
 
 
 def room_for(length: int) -> int:
-    """Records to make room for: half as many again, so that growing costs a constant a record."""
-    return (length + length // 2) // CHUNK * CHUNK + CHUNK
+    """Records to make room for: half as many again, so that growing costs a constant a record.
+
+    And not many more than can be compared with their checksums in a moment.
+    """
+    return (length + min(length // 2, MOST_OPEN)) // CHUNK * CHUNK + CHUNK
 
 
 def _column(
@@ -370,7 +378,8 @@ def _describe(group: h5py.Group, units: Mapping[str, str]) -> None:
     for name, dataset in group.items():
         guarded.set_text(dataset, "units", units.get(name, ""))
         if name not in SCALES:
-            for scale in scales:
+            # Readers of netCDF take one for the axis: the last, which is to be the step.
+            for scale in reversed(scales):
                 dataset.dims[0].attach_scale(scale)
 
 

@@ -132,7 +132,7 @@ VALUES = {
     "tuple": "the same",
     "tensor": "a dataset; the attribute dtype is that of PyTorch (bfloat16 is stored as float32)",
     "array": "a dataset",
-    "text": "a dataset, of text of more than 16000 bytes",
+    "text": "a dataset of uint8: the UTF-8 of text that has more than 16000 bytes or a zero",
     "field": "a group: the dataset values, and one for each coordinate, all with the attribute "
     "units; the attribute coordinates has their names in the order of the axes, a line each; they "
     "are dimension scales",

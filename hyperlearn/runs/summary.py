@@ -18,6 +18,7 @@ from hyperlearn.runs.codec import Field
 from hyperlearn.runs.guarded import RunFileError
 from hyperlearn.runs.reader import Values
 from hyperlearn.runs.run import Run
+from hyperlearn.runs.writer import checkpoint_steps
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 # What a run spends; everything else is a metric.
@@ -261,7 +262,8 @@ def _stored(node: h5py.Group, prefix: str, depth: int, seen: set[int]) -> Iterat
         seen.add(_address(found))
         kind = guarded.attribute(found, "kind", str)
         if isinstance(found, h5py.Dataset):
-            yield Item(name, kind, tuple(found.shape), _dtype_of(found))
+            dtype = "UTF-8" if kind == "text" else _dtype_of(found)
+            yield Item(name, kind, tuple(found.shape), dtype)
         elif kind == "field":
             values = guarded.dataset_of(found, "values")
             yield Item(name, kind, tuple(values.shape), _dtype_of(values), _axes_of(found))
@@ -346,6 +348,12 @@ def _losses(file: h5py.File, run: Run) -> Iterator[str]:
     for group, held in (("config", run.config), ("environment", run.environment)):
         if not held:
             yield f"all of {group}"
+    try:
+        steps = [step for step in checkpoint_steps(file) if step not in run.checkpoints]
+    except RunFileError:
+        steps = []
+        yield "all of checkpoints"
+    yield from (f"the checkpoint at step {step}" for step in steps)
     for group, values in (("attachments", run.attachments), ("result", run.result)):
         try:
             names = [unquote(n) for n in codec.stored_names(guarded.group_of(file, group))]

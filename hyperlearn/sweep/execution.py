@@ -1,8 +1,10 @@
-"""A sweep's runs on worker processes or a cluster, through joblib; whatever happens to a worker.
+"""A sweep's runs on joblib's worker processes or a dask cluster; whatever happens to a worker.
 
-A worker that dies takes its pool with it: joblib raises, and what was unfinished is submitted to a
+A process that dies takes its pool with it: joblib raises, and what was unfinished is submitted to a
 fresh pool, where each run goes on from its checkpoint. Who died is not told, so each run that had
-begun is suspected; the last of its tries a run has to itself, so that none fails for another.
+begun is suspected; the last of its tries a run has to itself, so that none fails for another. A
+cluster's scheduler knows, and does the same by itself; not through joblib, whose dask backend waits
+for ever for a task that the scheduler has given up (1.6).
 """
 
 from __future__ import annotations
@@ -13,29 +15,21 @@ import re
 import signal
 import tempfile
 import threading
-import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import joblib
-import torch
 from tqdm.auto import tqdm
 
-from hyperlearn.experiments.experiment import experiment
-from hyperlearn.outer import DivergedError
-from hyperlearn.runs import Run, RunInUseError
-from hyperlearn.settings import override
 from hyperlearn.sweep.plan import PlannedRun, Sweep
+from hyperlearn.sweep.worker import Job, Result, work
 
 logger = logging.getLogger(__name__)
-# A run may still be written for a while by a worker whose sweep has died, until its next record.
-_PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,8 @@ def run_sweep(
     scheduler
         Address of a `distributed` scheduler; None for a cluster of `workers` on this machine.
     retry
-        How often a run is tried again after its worker died.
+        How often a run is tried again after its worker died. On a cluster its scheduler says so:
+        ``distributed.scheduler.allowed-failures``.
     progress
         Show a progress bar over the runs.
 
@@ -168,9 +163,9 @@ def run_sweep(
     Path(sweep.folder).mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".sweep-", dir=sweep.folder) as signs,
-        _pools(backend, workers, scheduler, sweep.threads) as (pools, deaths),
+        _cluster(backend, workers, scheduler) as client,
     ):
-        execution = _Execution(sweep, planned, Path(signs), pools, deaths, workers, retry)
+        execution = _Execution(sweep, planned, Path(signs), workers, retry, client)
         logger.info("sweep of %d runs in %s", len(planned), sweep.folder)
         bar = tqdm(
             total=len(planned), disable=not progress, desc="runs", unit="run", dynamic_ncols=True
@@ -197,17 +192,10 @@ def _tell(outcome: Outcome) -> None:
 
 
 @contextmanager
-def _pools(
-    backend: str, workers: int, scheduler: str | None, threads: int
-) -> Iterator[tuple[Mapping[str, Any], tuple[type[Exception], ...]]]:
-    """Settings of joblib, and the exceptions by which it tells that a worker has died."""
+def _cluster(backend: str, workers: int, scheduler: str | None) -> Iterator[Any]:
+    """A client of a dask cluster; None where there is none."""
     if backend == "loky":
-        # Ctrl-C in a terminal reaches each worker: one that waits would die of it, and the pool.
-        ignoring = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-        yield (
-            {"backend": "loky", "inner_max_num_threads": threads, **ignoring},
-            (BrokenProcessPool,),
-        )
+        yield None
         return
     try:
         import distributed
@@ -216,9 +204,9 @@ def _pools(
             "distributed is not installed; it comes with hyperlearn's extra dask: "
             'pip install "hyperlearn[dask]"'
         ) from error
-    new = {"n_workers": max(1, workers), "threads_per_worker": 1}
+    new = {"n_workers": max(1, workers), "threads_per_worker": 1, "dashboard_address": None}
     with distributed.Client(scheduler, **({} if scheduler else new)) as client:
-        yield {"backend": "dask", "client": client}, (distributed.KilledWorker,)
+        yield client
 
 
 class _Execution:
@@ -229,56 +217,81 @@ class _Execution:
         sweep: Sweep,
         planned: Sequence[PlannedRun],
         signs: Path,
-        pools: Mapping[str, Any],
-        deaths: tuple[type[Exception], ...],
         workers: int,
         retry: int,
+        client: Any,
     ) -> None:
         self.sweep, self.planned, self.signs = sweep, planned, signs
-        self.pools, self.deaths, self.workers, self.retry = pools, deaths, workers, retry
+        self.workers, self.retry, self.client = workers, retry, client
         self.tries: Counter[int] = Counter()
         self.pending = list(range(len(planned)))
         self.stop = signs / "stop"
-        self.pool = 0
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
+        if self.client is not None:
+            yield from self._on_cluster()
+            return
         while self.pending and not self.stop.exists():
             # Suspects come last: what they do to their pool, they do to one another.
             fewest = min(self.tries[index] for index in self.pending)
             now = [index for index in self.pending if self.tries[index] == fewest]
-            one = self.workers == 1 and self.pools["backend"] == "loky"
-            alone = one or 0 < fewest == self.retry
+            alone = self.workers == 1 or 0 < fewest == self.retry
             for group in [[index] for index in now] if alone else [now]:
                 for index, outcome in self._pooled(group):
                     self.pending.remove(index)
                     yield index, outcome
+
+    def _on_cluster(self) -> Iterator[tuple[int, Outcome]]:
+        import distributed
+
+        submitted = {
+            self.client.submit(work, self._job(index), pure=False): index for index in self.pending
+        }
+        for future in distributed.as_completed(list(submitted)):
+            index = submitted.pop(future)
+            error = future.exception()
+            if error is None:
+                yield index, self._outcome(*future.result())
+            else:
+                text = f"{type(error).__name__}: {error}"
+                yield index, Outcome(self.planned[index], "failed", text)
 
     def left(self, index: int) -> Outcome:
         """Of a run that the sweep was stopped before or in."""
         begun = self._sign("begun", index).exists()
         return Outcome(self.planned[index], "interrupted" if begun else "not started", "stopped")
 
+    def _outcome(
+        self, index: int, found: Mapping[str, Any], records: Sequence[logging.LogRecord]
+    ) -> Outcome:
+        for record in records:
+            logging.getLogger(record.name).handle(record)
+        return Outcome(self.planned[index], **found)
+
     def _pooled(self, group: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
         """Outcomes of runs in one pool; where it dies, of those that have no try left."""
-        self.pool += 1
         unfinished = list(group)
         jobs = (self._job(index) for index in group if not self.stop.exists())
         try:
-            for index, found, records in self._results(jobs):
-                for record in records:
-                    logging.getLogger(record.name).handle(record)
-                unfinished.remove(index)
-                yield index, Outcome(self.planned[index], **found)
-        except self.deaths as error:
-            self._sign("end", self.pool).touch()  # to those that outlive their pool, on a cluster
+            for result in self._results(jobs):
+                unfinished.remove(result[0])
+                yield result[0], self._outcome(*result)
+        except BrokenProcessPool as error:
             if not self.stop.exists():
                 yield from self._suspected(unfinished, error)
 
-    def _results(self, jobs: Iterator[_Job]) -> Iterator[_Result]:
-        if self._in_this_process:
-            yield from map(_work, jobs)
+    def _results(self, jobs: Iterator[Job]) -> Iterator[Result]:
+        if self.workers == 0:
+            yield from map(work, jobs)
             return
-        with joblib.parallel_config(**self.pools):
+        with joblib.parallel_config(
+            "loky",
+            inner_max_num_threads=self.sweep.threads,
+            # Ctrl-C in a terminal reaches each worker: one that waits would die of it, and with it
+            # the pool.
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        ):
             pool = joblib.Parallel(
                 # With one worker, joblib would run jobs in this process, which is to survive them.
                 n_jobs=max(2, self.workers),
@@ -286,7 +299,7 @@ class _Execution:
                 batch_size=1,
                 pre_dispatch="n_jobs",
             )
-        yield from pool(joblib.delayed(_work)(job) for job in jobs)
+        yield from pool(joblib.delayed(work)(job) for job in jobs)
 
     def _suspected(
         self, unfinished: Sequence[int], error: Exception
@@ -305,16 +318,12 @@ class _Execution:
                 )
                 yield index, Outcome(self.planned[index], "failed", text)
 
-    @property
-    def _in_this_process(self) -> bool:
-        return self.workers == 0 and self.pools["backend"] == "loky"
-
     def _sign(self, kind: str, number: int) -> Path:
         return self.signs / f"{kind}-{number}"
 
-    def _job(self, index: int) -> _Job:
+    def _job(self, index: int) -> Job:
         planned, sweep = self.planned[index], self.sweep
-        return _Job(
+        return Job(
             index=index,
             experiment=sweep.experiment,
             label=planned.label,
@@ -330,9 +339,9 @@ class _Execution:
             },
             threads=sweep.threads,
             begun=self._sign("begun", index).resolve(),
-            ends=(self.stop.resolve(), self._sign("end", self.pool).resolve()),
+            stop=self.stop.resolve(),
             process=os.getpid(),
-            child=self.pools["backend"] == "loky" and not self._in_this_process,
+            child=self.client is None and self.workers > 0,
             log_level=logging.getLogger("hyperlearn").getEffectiveLevel(),
         )
 
@@ -354,148 +363,3 @@ class _Execution:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
-
-
-# --- in the worker ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A run as plain values: what a worker needs, and any worker can read."""
-
-    index: int
-    experiment: str
-    label: str
-    seed: int
-    task_changes: tuple[str, ...]
-    method_changes: tuple[str, ...]
-    options: Mapping[str, Any]
-    threads: int
-    begun: Path
-    ends: tuple[Path, ...]
-    process: int
-    child: bool
-    log_level: int
-
-    def check_wanted(self, record: object = None) -> None:
-        """A callback: end where the sweep was stopped, or is no more."""
-        if self.orphaned or any(end.exists() for end in self.ends):
-            raise KeyboardInterrupt
-
-    @property
-    def orphaned(self) -> bool:
-        """Whether the sweep's own process is no more."""
-        return self.child and os.getppid() != self.process
-
-
-_Result = tuple[int, dict[str, Any], list[logging.LogRecord]]
-
-
-def _work(job: _Job) -> _Result:
-    """Do one run; returns its index, the parameters of an `Outcome`, and what was logged."""
-    with ExitStack() as stack:
-        caught = stack.enter_context(warnings.catch_warnings(record=True))
-        stack.enter_context(_threads(job.threads))
-        stack.enter_context(_interruptible(job))
-        records = stack.enter_context(_logged(job))
-        try:
-            job.check_wanted()
-            job.begun.touch()
-            found = _of_run(_patient_run(job))
-        except DivergedError as error:
-            found = _of_run(error.run)
-        except KeyboardInterrupt:
-            found = {"status": "interrupted", "message": "stopped before its first step"}
-        except Exception as error:
-            logger.debug("run %d", job.index, exc_info=True)
-            found = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
-    if job.orphaned:
-        os._exit(1)  # nobody reads the result, and joblib's worker would wait for more to do
-    told = dict.fromkeys(f"{warning.message}" for warning in caught)
-    return job.index, {**found, "warnings": tuple(told)}, records
-
-
-def _patient_run(job: _Job) -> Run:
-    made = experiment(job.experiment)
-    (task,) = override([made.task(job.seed)], job.task_changes)
-    # Losses may draw from torch's own generator: let them not depend on what ran here before.
-    torch.manual_seed(job.seed)
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return made.run(
-                task,
-                job.label,
-                job.method_changes,
-                seed=job.seed,
-                callbacks=[job.check_wanted],
-                **job.options,
-            )
-        except RunInUseError:
-            if time.monotonic() > deadline:
-                raise
-            job.check_wanted()
-            time.sleep(0.5)
-
-
-_COSTS = ("step", "seconds", "hypergradient_norm", "gradients", "hessian_products",
-          "cross_products", "oracle_calls", "oracle_samples")  # fmt: skip
-
-
-def _of_run(run: Run) -> dict[str, Any]:
-    final = {name: float(values[-1]) for name, values in run.history.items() if len(values)}
-    metrics = tuple(name for name in final if name not in _COSTS)
-    return {"status": run.status, "message": run.message, "final": final, "metrics": metrics}
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if before != number:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        if before != number:
-            torch.set_num_threads(before)
-
-
-@contextmanager
-def _interruptible(job: _Job) -> Iterator[None]:
-    """While it runs, a process of ours takes Ctrl-C as any run does."""
-    if not job.child:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Collected(logging.Handler):
-    """Keeps what is logged as it can be sent to another process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        record.msg, record.args, record.exc_info = record.getMessage(), None, None
-        self.records.append(record)
-
-
-@contextmanager
-def _logged(job: _Job) -> Iterator[list[logging.LogRecord]]:
-    """What the library logs while a run goes on in another process than the sweep's."""
-    handler = _Collected()
-    if job.process == os.getpid():
-        yield handler.records
-        return
-    package = logging.getLogger("hyperlearn")
-    package.setLevel(job.log_level)
-    package.addHandler(handler)
-    try:
-        yield handler.records
-    finally:
-        package.removeHandler(handler)

@@ -381,7 +381,11 @@ class TestExport:
 
 class TestRecover:
     def test_records(self, folder):
-        record(folder / "long.h5", steps=1100)
+        file = RunFile(folder / "long.h5", config={"problem": "toy"}, environment={})
+        for step in range(551):
+            file.append({"step": step, "outer_loss": 1.0})
+        file.checkpoint(551, {"x": torch.zeros(1)})
+        file.finish("finished", "", {})
         spoil(folder / "long.h5", "history/outer_loss", 512)
         result = invoke("recover", folder / "long.h5", "--out", folder / "new.h5")
         assert result.exit_code == 0, result.output
@@ -389,6 +393,7 @@ class TestRecover:
         assert len(saved.history["step"]) == 512
         assert "512 records" in result.stdout
         assert "lost: 39 of 551 records of history" in result.stdout
+        assert ("lost: the checkpoint" in result.stdout) == (not saved.checkpoints)
 
     def test_cut_short(self, folder):
         result = invoke("recover", cut(folder / "slow.h5"), "--out", folder / "new.h5")

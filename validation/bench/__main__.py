@@ -27,6 +27,7 @@ from validation.bench import (
     krylov,
     nhgd,
     peers,
+    runs,
     sparse,
     sparse_direct,
     sparse_jacobian,
@@ -51,6 +52,7 @@ GROUPS = {
     "amg": (amg.against_pyamg, amg.many_right_hand_sides, amg.kernel),
     "peers": (peers.hypergradients,),
     "implicit": (implicit.overhead, implicit.sparse, implicit.unrolling),
+    "runs": (runs.points, runs.checkpoint, runs.share),
     "auto": (auto.choice,),
     "costs": (costs.constants,),
 }

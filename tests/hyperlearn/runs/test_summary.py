@@ -143,7 +143,7 @@ class TestContents:
         assert found["scalar"].shape == ()
         assert (found["rate"].note, found["note"].note) == ("0.5", "short")
         assert found["nothing"].note == "None"
-        assert (found["long"].kind, found["long"].dtype) == ("text", "text")
+        assert (found["long"].kind, found["long"].dtype) == ("text", "UTF-8")
         assert (found["u"].shape, found["u"].note) == ((3, 2), "over x, t")
         assert found["layers.a/b.w"].shape == (2, 1)
         assert found["layers.list.000000"].shape == (1,)
