@@ -5,6 +5,7 @@ hypergradient = d_x g - (d_x F)^T A^{-T} d_y g,   F(y, x) = 0,   A = d_y F
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import operators
@@ -50,6 +51,9 @@ for _name, _module in list(sys.modules.items()):
     if _name.split(".")[0] in ("operators", "solvers"):
         sys.modules[f"hyperlearn.{_name}"] = _module
 del _name, _module
+
+# Silent unless the user says where to.
+logging.getLogger("hyperlearn").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0.dev0"
 

@@ -388,6 +388,7 @@ class _Loop:
         self.rows: list[dict[str, float]] = []
         self.certificates: list[tuple[int, Certificate]] = []
         self.saved_step, self.saved_at = 0, time.monotonic()
+        self.between = True  # two steps, and not inside of one
 
     # --- the file -----------------------------------------------------------------------------
 
@@ -508,9 +509,8 @@ class _Loop:
             try:
                 self._steps()
             except KeyboardInterrupt:
-                return self.finish(
-                    "interrupted", f"stopped by Ctrl-C after {self.step} outer steps"
-                )
+                message = f"stopped by Ctrl-C after {self.step} outer steps"
+                return self.finish("interrupted", message, whole=self.between)
             except RecordError as error:
                 if self.file is not None:
                     self.file.close()
@@ -541,12 +541,14 @@ class _Loop:
         while not stop and (spent := self.spent()) < 1:
             self.bar.update(100 * spent - self.bar.n)
             self.save()
+            self.between = False
             with self.clock:
                 self.advance()
             if (failure := _failure(self.estimate, self.method)) is not None:
                 self.failures.note(self.step, failure)
             if self.step % self.every == 0:
                 stop = self.take_record()
+            self.between = True
         self.bar.update(100 - self.bar.n)
         if self.recorded() != self.step:
             self.take_record()
@@ -597,6 +599,7 @@ class _Loop:
                 self.certificates.append((self.step, certificate))
             if self.file is not None:
                 self.file.append(row, certificate)
+            self.between = True  # callbacks may end it here
         logger.debug("step %d: outer loss %.6g", self.step, row["outer_loss"])
         self.bar.set_postfix_str(_postfix(row, problem), refresh=False)
         wishes = [callback(row) for callback in self.callbacks]
@@ -637,7 +640,7 @@ class _Loop:
 
     def _on_cadence(self) -> dict[str, int]:
         """Records that a longer run would have too: without the last, if only the end made it."""
-        extra = int(self.step % self.every != 0)
+        extra = int(self.step % self.every != 0 and self.recorded() == self.step)
         lengths = {
             "history": len(self.run.history.get("step", ())),
             "certificates": len(self.run.certificates.get("converged", ())),

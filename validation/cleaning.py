@@ -103,8 +103,8 @@ def finished(job: Job) -> bool:
     run, method = hl.load_run(job.path), method_of(job)
     return (
         run.status == "finished"
-        and run.config["method"] == {"class": type(method).__name__, **method.settings()}
-        and run.config["task"] == dataclasses.asdict(DataCleaning(data_seed=job.seed))
+        and run.setting("method") == method
+        and run.setting("task") == DataCleaning(data_seed=job.seed)
         and run.config["budget"]["seconds"] == job.seconds
         and run.environment["threads"] == job.threads
     )
@@ -221,7 +221,7 @@ def gap_table(path: Path, console: Console, draws: int = 5) -> None:
     after the share of samples is put right.
     """
     run = hl.load_run(path)
-    settings = DataCleaning(**run.config["task"])
+    settings = run.setting("task")
     problem = cleaning_problem(load_data(settings), settings)
     y0, x = problem.y_space.ravel(run.y), problem.x_space.ravel(run.x)
     exact = implicit_hypergradient(

@@ -381,7 +381,7 @@ def _link(name: str) -> str:
     """What `codec` calls it in the file."""
     if name in ("kind", "class"):
         return f"%{ord(name[0]):02x}{name[1:]}"
-    return codec._link_name(name)
+    return guarded.link_name(name)
 
 
 def _text(value: Any) -> str:
@@ -391,7 +391,7 @@ def _text(value: Any) -> str:
 def _is_ours(path: Path) -> bool:
     """Whether HDF5 that cannot be used says that it is a run."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with guarded.LOCK, h5py.File(path, "r", locking=False) as file:
             return bool(guarded.attribute(file, "format", str, "") == FORMAT)
     except (OSError, RuntimeError, RunFileError):
         return True  # nobody can tell; it is better shown

@@ -7,8 +7,7 @@ nested is a group whose attribute ``kind`` says what it is: ``dict``, ``list``, 
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -23,9 +22,6 @@ from hyperlearn.runs import guarded
 from hyperlearn.runs.guarded import DamagedError, RunFileError
 
 Tree = Any
-# Written and read so many bytes at a time: memory is that of a slab and not of another copy.
-SLAB = 1 << 25
-CHUNK = 1 << 20
 LONGEST_ATTRIBUTE = 16_000
 _LARGEST = 2**63
 
@@ -112,7 +108,7 @@ def write(group: h5py.Group, name: str, value: Tree) -> None:
     TypeError
         It is, or holds, something that cannot be stored.
     """
-    _write(group, _link_name(name), value, name)
+    _write(group, guarded.link_name(name), value, name)
 
 
 def read(group: h5py.Group, name: str) -> Tree:
@@ -123,7 +119,7 @@ def read(group: h5py.Group, name: str) -> Tree:
     RunFileError
         There is no such value, or it cannot be read (`guarded`).
     """
-    return _read(group, _link_name(name), 0)
+    return _read(group, guarded.link_name(name), 0)
 
 
 def read_all(group: h5py.Group) -> dict[str, Tree]:
@@ -137,11 +133,6 @@ def stored_names(group: h5py.Group) -> list[str]:
     with guarded.damage(where):
         attributes = [name for name in group.attrs if name not in ("kind", "class")]
     return [*attributes, *guarded.names_of(group)]
-
-
-def has(group: h5py.Group, name: str) -> bool:
-    """Whether `write` stored something of the name."""
-    return _link_name(name) in stored_names(group)
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -201,7 +192,7 @@ def _write_children(
     for key, part in parts.items():
         if not isinstance(key, str) or not key or "\0" in key:
             raise TypeError(f"{label} has the key {key!r}, which cannot be stored; expected text")
-        _write(made, _link_name(key), part, f"{label}.{key}")
+        _write(made, guarded.link_name(key), part, f"{label}.{key}")
     return made
 
 
@@ -210,8 +201,9 @@ def _write_sequence(group: h5py.Group, name: str, value: Sequence[Any], label: s
     kinds = {type(part) for part in value}
     if len(value) > 8 and kinds in ({int}, {float}):
         numbers = np.asarray(value, dtype=np.int64 if kinds == {int} else np.float64)
-        _dataset(group, name, numbers.shape, numbers.dtype)[...] = numbers
-        guarded.set_text(group[name], "kind", kind)
+        made = _dataset(group, name, numbers.shape, numbers.dtype)
+        _fill(made, (numbers[rows] for rows in guarded.slabs(numbers.shape, 8)))
+        guarded.set_text(made, "kind", kind)
         return
     if hasattr(value, "_fields"):  # a NamedTuple comes back as a dictionary
         parts = dict(zip(value._fields, value, strict=True))
@@ -227,24 +219,22 @@ def _write_text(group: h5py.Group, name: str, text: str) -> None:
         return
     # Long, or with a zero byte, which ends a text in HDF5: its bytes.
     data = np.frombuffer(encoded, dtype=np.uint8)
-    _dataset(group, name, data.shape, data.dtype, compressed=True)[...] = data
-    guarded.set_text(group[name], "kind", "text")
+    made = _dataset(group, name, data.shape, data.dtype, compressed=True)
+    _fill(made, (data[rows] for rows in guarded.slabs(data.shape, 1)))
+    guarded.set_text(made, "kind", "text")
 
 
 def _write_array(group: h5py.Group, name: str, value: NDArray[Any], label: str) -> None:
-    if value.dtype.kind == "U":
+    dtype: Any = value.dtype
+    if dtype.kind == "U":
         value = np.char.encode(value, "utf-8")
-        made = _dataset(
-            group, name, value.shape, h5py.string_dtype("utf-8", max(1, value.dtype.itemsize))
-        )
-    elif value.dtype.kind in "biufc":
-        made = _dataset(group, name, value.shape, value.dtype, compressed=True)
-    else:
-        raise TypeError(f"{label} is an array of {value.dtype}; expected numbers or text")
+        dtype = h5py.string_dtype("utf-8", max(1, value.dtype.itemsize))
+        value = value.astype(dtype)
+    elif dtype.kind not in "biufc":
+        raise TypeError(f"{label} is an array of {dtype}; expected numbers or text")
+    made = _dataset(group, name, value.shape, dtype, compressed=True)
     guarded.set_text(made, "kind", "array")
-    for rows in _slabs(value.shape, value.dtype.itemsize):
-        made[rows] = value[rows]
-    _seal(made, value)
+    _fill(made, (value[rows] for rows in guarded.slabs(value.shape, dtype.itemsize)))
 
 
 def _write_tensor(group: h5py.Group, name: str, value: Tensor) -> None:
@@ -254,11 +244,24 @@ def _write_tensor(group: h5py.Group, name: str, value: Tensor) -> None:
     made = _dataset(group, name, tuple(value.shape), dtype)
     guarded.set_text(made, "kind", "tensor")
     guarded.set_text(made, "dtype", str(value.dtype).removeprefix("torch."))
-    for rows in _slabs(tuple(value.shape), dtype.itemsize):
-        part = value[rows].cpu()
-        part = part.float() if narrow else part
-        made[rows] = part.numpy()
-        _seal(made, part.numpy())
+
+    def parts() -> Iterator[NDArray[Any]]:
+        for rows in guarded.slabs(tuple(value.shape), dtype.itemsize):
+            part = value[rows].cpu()
+            yield (part.float() if narrow else part).numpy()
+
+    _fill(made, parts())
+
+
+def _fill(dataset: h5py.Dataset, parts: Iterator[NDArray[Any]]) -> None:
+    """Write slab by slab, and a checksum over all: HDF5's own takes zeros for a sound chunk."""
+    checksum = 0
+    slabs = guarded.slabs(dataset.shape, dataset.dtype.itemsize)
+    for rows, part in zip(slabs, parts, strict=True):
+        whole = np.ascontiguousarray(part)
+        checksum = guarded.checksum(whole, checksum)
+        dataset[rows] = whole.reshape(np.shape(part))
+    dataset.attrs["crc32"] = np.uint32(checksum)
 
 
 def _write_field(group: h5py.Group, name: str, value: Field) -> None:
@@ -268,7 +271,7 @@ def _write_field(group: h5py.Group, name: str, value: Field) -> None:
     guarded.set_text(made, "coordinates", "\n".join(value.coordinates))
     guarded.set_text(made["values"], "units", value.units)
     for axis, key in enumerate(value.coordinates):
-        scale = made[_link_name(key)]
+        scale = made[guarded.link_name(key)]
         guarded.set_text(scale, "units", value.coordinate_units.get(key, ""))
         scale.make_scale(key)
         made["values"].dims[axis if value.is_grid else 0].attach_scale(scale)
@@ -277,41 +280,14 @@ def _write_field(group: h5py.Group, name: str, value: Field) -> None:
 def _dataset(
     group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, compressed: bool = False
 ) -> h5py.Dataset:
-    """An empty one, with a checksum over each chunk."""
-    if 0 in shape or not shape:  # HDF5 has no filters for what is a scalar or empty
+    """An empty one."""
+    if not compressed or 0 in shape or not shape:  # HDF5 has no filters for a scalar, or nothing
         return group.create_dataset(name, shape=shape, dtype=dtype)
-    packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if compressed else {}
-    chunks = _chunks(shape, np.dtype(dtype).itemsize)
+    chunks = guarded.chunks_of(shape, np.dtype(dtype).itemsize)
     return group.create_dataset(
-        name, shape=shape, dtype=dtype, chunks=chunks, fletcher32=True, **packed
-    )
-
-
-def _seal(dataset: h5py.Dataset, value: NDArray[Any]) -> None:
-    """A checksum for a scalar, over which HDF5 has none."""
-    if not dataset.shape:
-        dataset.attrs["crc32"] = zlib.crc32(np.asarray(value).tobytes())
-
-
-def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Blocks of whole rows of about a megabyte; a longer row is cut along its own axes."""
-    chunks = [1] * len(shape)
-    room = max(1, CHUNK // itemsize)
-    for axis in reversed(range(len(shape))):
-        chunks[axis] = min(shape[axis], room)
-        room = max(1, room // chunks[axis])
-    return tuple(chunks)
-
-
-def _slabs(shape: tuple[int, ...], itemsize: int) -> list[Any]:
-    """Slices along the first axis of at most `SLAB` bytes, multiples of a chunk."""
-    if not shape or 0 in shape:
-        return [()] if not shape else []
-    row = int(np.prod(shape[1:])) * itemsize
-    step = max(1, SLAB // row)
-    chunk = _chunks(shape, itemsize)[0]
-    step = max(chunk, step // chunk * chunk)
-    return [slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step)]
+        name, shape=shape, dtype=dtype, chunks=chunks, compression="gzip", compression_opts=1,
+        shuffle=True,
+    )  # fmt: skip
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
@@ -319,12 +295,6 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
         return torch.empty(0, dtype=dtype).numpy().dtype
     except TypeError as error:
         raise TypeError(f"a tensor of {dtype} cannot be stored; convert it first") from error
-
-
-def _link_name(key: str) -> str:
-    """A key as the name of an HDF5 link, where a slash would nest; undone by `unquote`."""
-    name = key.replace("%", "%25").replace("/", "%2F")
-    return "%2E" if name == "." else name
 
 
 def _shown(value: object) -> str:
@@ -385,8 +355,9 @@ def _read_tensor(node: h5py.Dataset) -> Tensor:
     with guarded.damage(where):
         # A slab at a time, and no second copy.
         tensor = torch.empty(node.shape, dtype=dtype)
-        for rows in _slabs(node.shape, node.dtype.itemsize):
-            tensor[rows] = torch.from_numpy(np.array(guarded.array(node, rows)))
+        slabs = guarded.slabs(node.shape, node.dtype.itemsize)
+        for rows, part in zip(slabs, guarded.parts_of(node), strict=True):
+            tensor[rows] = torch.from_numpy(np.array(part))
     return tensor
 
 
@@ -394,7 +365,7 @@ def _read_field(node: h5py.Group) -> Field:
     where = f"{node.file.filename}:{node.name}"
     with guarded.damage(where):
         names = guarded.attribute(node, "coordinates", str).split("\n")
-    datasets = {name: guarded.dataset_of(node, _link_name(name)) for name in names}
+    datasets = {name: guarded.dataset_of(node, guarded.link_name(name)) for name in names}
     values = guarded.dataset_of(node, "values")
     units = {name: guarded.attribute(d, "units", str, "") for name, d in datasets.items()}
     kinds = {id(d): guarded.attribute(d, "kind", str) for d in (values, *datasets.values())}

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import h5py
 import numpy as np
@@ -187,10 +188,10 @@ def write_table(
     first = 0 if source is None else locate(source, name).first_open
     columns: list[NDArray[Any]] = []
     for column, dtype in dtypes.items():
-        present = old is not None and column in old
-        before = guarded.dataset_of(old, column) if present else None
+        link = guarded.link_name(column)
+        before = guarded.dataset_of(old, link) if old is not None and link in old else None
         kept = 0 if before is None or before.dtype != dtype else min(sealed, first)
-        made = _column(group, column, dtype, sealed, room, before, kept // CHUNK * CHUNK)
+        made = _column(group, link, dtype, sealed, room, before, kept // CHUNK * CHUNK)
         columns.append(_tail(before, dtype, sealed, length, room))
         _write_tail(made, columns[-1], sealed)
     checksums = np.zeros(max(0, room - sealed), np.uint32)
@@ -218,7 +219,7 @@ def locate(file: h5py.File, name: str) -> Table:
     integrity = guarded.dataset_of(guarded.group_of(file, "integrity"), name)
     records = guarded.dataset_of(guarded.group_of(file, "records"), name)
     where = f"{file.filename}:{name}"
-    datasets = {column: guarded.dataset_of(group, column) for column in guarded.names_of(group)}
+    datasets = {unquote(link): guarded.dataset_of(group, link) for link in guarded.names_of(group)}
     with guarded.damage(where):
         length = int(records[()])
     lengths = {dataset.shape for dataset in datasets.values()}
@@ -246,10 +247,11 @@ def locate(file: h5py.File, name: str) -> Table:
     )
 
 
-def verify(file: h5py.File, name: str) -> int:
+def verify(file: h5py.File, name: str, *, growing: bool = False) -> int:
     """Number of records; those of the tail are compared with their checksums.
 
-    The sealed chunks have HDF5's own, which is compared when they are read.
+    The sealed chunks have HDF5's own, which is compared when they are read. Where the run is
+    `growing`, records may have come since the number was read.
 
     Raises
     ------
@@ -262,7 +264,7 @@ def verify(file: h5py.File, name: str) -> int:
         first = table.first_open + whole.index(False)
         raise DamagedError(f"{file.filename} is damaged: record {first} of {name} is not whole")
     # One record more may be whole: the process died before it was counted.
-    if len(whole) - counted == 2 and all(whole[counted:]):
+    if not growing and len(whole) - counted == 2 and all(whole[counted:]):
         raise DamagedError(f"{file.filename} is damaged: {name} holds more than {table.length}")
     return table.length
 
@@ -283,7 +285,7 @@ def _checked_tail(file: h5py.File, name: str) -> tuple[Table, list[bool]]:
         stored = guarded.dataset_of(guarded.group_of(file, "integrity"), name)[
             : tail.stop - tail.start
         ]
-        read = [guarded.dataset_of(group, column)[tail] for column in table.dtypes]
+        read = [guarded.dataset_of(group, guarded.link_name(c))[tail] for c in table.dtypes]
     return table, [
         zlib.crc32(b"".join(column[i : i + 1].tobytes() for column in read)) == int(checksum)
         for i, checksum in enumerate(stored)
@@ -376,7 +378,7 @@ def _describe(group: h5py.Group, units: Mapping[str, str]) -> None:
     for scale in scales:
         scale.make_scale(scale.name.rpartition("/")[2])
     for name, dataset in group.items():
-        guarded.set_text(dataset, "units", units.get(name, ""))
+        guarded.set_text(dataset, "units", units.get(unquote(name), ""))
         if name not in SCALES:
             # Readers of netCDF take one for the axis: the last, which is to be the step.
             for scale in reversed(scales):

@@ -32,8 +32,13 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Diffe
     return [
         Difference(name, then.get(name), now.get(name))
         for name in names
-        if then.get(name, _ABSENT) != now.get(name, _ABSENT)
+        if not _equal(then.get(name, _ABSENT), now.get(name, _ABSENT))
     ]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    both_nan = one != one and other != other
+    return bool(one == other or both_nan)
 
 
 def refuse_differences(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ these: what has is refused.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLE
 # gzip cannot do better: 258 bytes a code of two bits.
 MOST_COMPRESSED = 1032
 DEEPEST = 64
+# Some of HDF5 crashes where two threads are in it at once, and h5py's own lock is not around all.
+LOCK = threading.RLock()
+# Written and read so many bytes at a time: memory is that of a slab and not of another copy.
+SLAB = 1 << 25
+CHUNK = 1 << 20
 
 
 class RunFileError(ValueError):
@@ -57,12 +63,17 @@ def opened(path: Path) -> Iterator[h5py.File]:
     RunFileError
         It is not HDF5, not a run, damaged, or of a schema that this version does not know.
     """
+    with LOCK:
+        yield from _opened(path)
+
+
+def _opened(path: Path) -> Iterator[h5py.File]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a run file (HDF5)")
     if not path.is_file() or not h5py.is_hdf5(path):
         raise RunFileError(f"{path} is not an HDF5 file; expected a run written by hyperlearn")
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = _file(path)
     except PermissionError:
         raise
     except (OSError, RuntimeError) as error:
@@ -78,6 +89,16 @@ def opened(path: Path) -> Iterator[h5py.File]:
                 f"{path} has run schema {schema}; this version reads schema {SCHEMA}"
             )
         yield file
+
+
+def _file(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "file locking" not in str(error):
+            raise
+        # Somebody in this process has it open already, with locks.
+        return h5py.File(path, "r")
 
 
 @contextmanager
@@ -114,6 +135,11 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
                 "and it is not followed"
             )
         found = group[name]
+        if not isinstance(found, h5py.Datatype) and h5py.h5o.get_info(found.id).rc > 1:
+            raise RunFileError(
+                f"{group.file.filename}: {name} in {group.name} is held under another name too; "
+                "refused"
+            )
         if isinstance(found, h5py.Dataset):
             _check(found)
         elif not isinstance(found, h5py.Group):
@@ -122,6 +148,12 @@ def child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
                 "expected a group or an array"
             )
         return found
+
+
+def link_name(key: str) -> str:
+    """A key as the name of an HDF5 link, where a slash would nest; undone by ``unquote``."""
+    name = key.replace("%", "%25").replace("/", "%2F")
+    return "%2E" if name == "." else name
 
 
 def group_of(group: h5py.Group, name: str) -> h5py.Group:
@@ -184,7 +216,7 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
-def array(dataset: h5py.Dataset, rows: slice = slice(None)) -> NDArray[Any]:
+def array(dataset: h5py.Dataset, rows: slice | None = None) -> NDArray[Any]:
     """Numbers, truth values or text of a dataset that `child` has let through.
 
     Raises
@@ -193,14 +225,59 @@ def array(dataset: h5py.Dataset, rows: slice = slice(None)) -> NDArray[Any]:
         They cannot be read, or their checksum is wrong.
     """
     with damage(f"{dataset.file.filename}:{dataset.name}"):
-        values = dataset[rows] if dataset.shape else dataset[()]
-        # HDF5 has no checksum over a scalar.
-        checksum = dataset.attrs.get("crc32")
-        if checksum is not None and zlib.crc32(np.asarray(values).tobytes()) != checksum:
-            raise DamagedError(f"{dataset.file.filename}: {dataset.name} is damaged")
+        if rows is not None:
+            values = np.asarray(dataset[rows])
+        else:
+            values = np.empty(dataset.shape, dataset.dtype)
+            places = slabs(dataset.shape, dataset.dtype.itemsize)
+            for place, part in zip(places, parts_of(dataset), strict=True):
+                values[place] = part
         if h5py.check_string_dtype(dataset.dtype):
             return np.asarray(np.char.decode(np.asarray(values, dtype=bytes), "utf-8"))
-        return np.asarray(values)
+        return values
+
+
+def parts_of(dataset: h5py.Dataset) -> Iterator[NDArray[Any]]:
+    """All of a dataset, slab by slab; after the last its checksum is compared.
+
+    Raises
+    ------
+    DamagedError
+        It is wrong.
+    """
+    found = 0
+    for rows in slabs(dataset.shape, dataset.dtype.itemsize):
+        part = np.asarray(dataset[rows])
+        found = checksum(part, found)
+        yield part
+    stored = dataset.attrs.get("crc32")
+    if stored is not None and found != stored:
+        raise DamagedError(f"{dataset.file.filename}: {dataset.name} is damaged")
+
+
+def checksum(values: NDArray[Any], before: int = 0) -> int:
+    """CRC-32 of the bytes, after those of `before`."""
+    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, before)
+
+
+def slabs(shape: tuple[int, ...], itemsize: int) -> list[Any]:
+    """Slices along the first axis of at most `SLAB` bytes, multiples of a chunk."""
+    if not shape or 0 in shape:
+        return [()] if not shape else []
+    row = int(np.prod(shape[1:])) * itemsize
+    chunk = chunks_of(shape, itemsize)[0]
+    step = max(chunk, SLAB // row // chunk * chunk)
+    return [slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step)]
+
+
+def chunks_of(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Blocks of whole rows of about a megabyte; a longer row is cut along its own axes."""
+    chunks = [1] * len(shape)
+    room = max(1, CHUNK // itemsize)
+    for axis in reversed(range(len(shape))):
+        chunks[axis] = min(shape[axis], room)
+        room = max(1, room // chunks[axis])
+    return tuple(chunks)
 
 
 def _check(dataset: h5py.Dataset) -> None:

@@ -69,11 +69,15 @@ def _loaded(path: Path) -> Run:
     with guarded.opened(path) as file:
         for name in ("attachments", "result"):
             guarded.group_of(file, name)
-        lengths = {name: columns.verify(file, name) for name in ("history", "certificates")}
+        growing = is_written(path)
+        lengths = {
+            name: columns.verify(file, name, growing=growing)
+            for name in ("history", "certificates")
+        }
         certificates = Columns(path, file, "certificates", _certified(file, lengths))
         status = guarded.attribute(file, "status", str)
         message = guarded.attribute(file, "message", str, "")
-        if status == "running" and not is_written(path):
+        if status == "running" and not growing:
             status = "killed"
             message = "no process is writing it; it can be resumed from its last checkpoint"
         return Run(
@@ -142,12 +146,13 @@ class Columns(_Lazy):
     """Metric -> array, of the records that there were when the run was loaded."""
 
     def __init__(self, path: Path, file: h5py.File, group: str, length: int) -> None:
-        names = guarded.names_of(guarded.group_of(file, group))
+        names = [unquote(link) for link in guarded.names_of(guarded.group_of(file, group))]
         super().__init__(path, file, group, names if length else [])
         self.length = length
 
     def _entry(self, group: h5py.Group, name: str) -> NDArray[Any]:
-        return guarded.array(guarded.dataset_of(group, name), slice(0, self.length))
+        dataset = guarded.dataset_of(group, guarded.link_name(name))
+        return guarded.array(dataset, slice(0, self.length))
 
 
 class Values(_Lazy):

@@ -20,6 +20,7 @@ from hyperlearn.runs.run import Run
 
 # Where HDF5's superblock, of version 2 or 3, says how long the file is meant to be.
 END_OF_FILE = slice(28, 36)
+FILLING, MOST_FILLED = bytes(range(1, 256)) * 4096, 1 << 32
 
 
 def recovered(path: Path) -> Run | None:
@@ -43,10 +44,13 @@ def recovered(path: Path) -> Run | None:
             with copy.open("r+b") as raw:
                 end = int.from_bytes(os.pread(raw.fileno(), 36, 0)[END_OF_FILE], "little")
                 size = copy.stat().st_size
-                # A length that was damaged itself is no reason to fill the disk: holes cost none.
-                if not size < end < 1024 * max(size, 1 << 20):
+                # A length that was damaged itself is no reason to fill the disk.
+                if not size < end < MOST_FILLED + size:
                     return None
-                os.truncate(copy, end)
+                # Not with zeros: a checksum of zeros is zero, and so what is lost would pass.
+                raw.seek(size)
+                for start in range(size, end, len(FILLING)):
+                    raw.write(FILLING[: end - start])
             with guarded.opened(copy) as file:
                 return _read(file, path)
         except (OSError, RunFileError):
@@ -103,7 +107,9 @@ def _whole_records(file: h5py.File, name: str) -> dict[str, np.ndarray[Any, Any]
         group = guarded.group_of(file, name)
         table = columns.locate(file, name)
         length = columns.intact(file, name)
-        datasets = {column: guarded.dataset_of(group, column) for column in table.dtypes}
+        datasets = {
+            column: guarded.dataset_of(group, guarded.link_name(column)) for column in table.dtypes
+        }
     except (RunFileError, OSError):
         return {}
     found: dict[str, list[np.ndarray[Any, Any]]] = {column: [] for column in datasets}
@@ -129,6 +135,7 @@ def recover(path: str | Path, out: str | Path) -> Run:
         `out` exists.
     """
     from hyperlearn.runs.reader import load_run
+    from hyperlearn.runs.state import checkpoints
     from hyperlearn.runs.writer import RunFile
 
     path, out = Path(path), Path(out)
@@ -137,14 +144,21 @@ def recover(path: str | Path, out: str | Path) -> Run:
     run = recovered(path)
     if run is None:
         raise RunFileError(f"{path}: nothing of a run can be read")
-    file = RunFile(
+    tables = {"history": run.history, "certificates": run.certificates}
+    present = {name: len(next(iter(block.values()), ())) for name, block in tables.items()}
+    with RunFile(
         out,
         config=run.config,
         environment=run.environment,
         attachments=run.attachments,
         units=run.units,
-    )
-    if run.history:
-        file.extend(run.history)
-    file.finish("recovered", f"what could be read of {path.name}", run.result)
+    ) as file:
+        for name, block in tables.items():
+            if block:
+                file.extend(block, table=name)
+        for step, state, lengths in checkpoints(path):
+            if all(lengths[name] <= present[name] for name in lengths):
+                file.checkpoint(step, state, keep=len(run.checkpoints) + 1, lengths=lengths)
+        message = f"what could be read of {path.name}"
+        file.finish("recovered", message, run.result, keep=len(run.checkpoints) + 1)
     return load_run(out)

@@ -82,8 +82,9 @@ class Run:
     @property
     def label(self) -> str:
         """What to call its method."""
-        method = self.config.get("method", {})
-        return str(self.config.get("label") or method.get("class") or "run")
+        method = self.config.get("method")
+        named = method.get("class") if isinstance(method, Mapping) else method
+        return str(self.config.get("label") or named or "run")
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 from collections.abc import Iterator, Mapping
@@ -57,7 +58,7 @@ def as_stored(config: Mapping[str, Any]) -> dict[str, Any]:
         One of them cannot be stored.
     """
     # Through the codec itself, on a file in memory: one definition of what is stored.
-    with h5py.File.in_memory(libver=("v110", "v110")) as file:
+    with guarded.LOCK, h5py.File.in_memory(libver=("v110", "v110")) as file:
         codec.write(file, "config", dict(config))
         found: dict[str, Any] = codec.read(file, "config")
     return found
@@ -106,6 +107,22 @@ def _generators(settings: Any) -> Iterator[torch.Generator]:
             yield from _generators(part)
 
 
+def checkpoints(path: str | Path) -> Iterator[tuple[int, dict[str, Any], dict[str, int]]]:
+    """Step, state and number of records of each checkpoint that is whole, oldest first.
+
+    One that is not is passed by; nothing is said where the file cannot be read.
+    """
+    try:
+        with guarded.opened(Path(path)) as file:
+            group = guarded.group_of(file, "checkpoints")
+            for step in checkpoint_steps(file):
+                with contextlib.suppress(RunFileError):
+                    state, lengths = _checkpoint(group, step)
+                    yield step, state, lengths
+    except RunFileError:
+        return
+
+
 def last_checkpoint(path: str | Path) -> tuple[dict[str, Any], int, dict[str, int]]:
     """State, step and number of records of the newest checkpoint that is whole.
 
@@ -119,12 +136,17 @@ def last_checkpoint(path: str | Path) -> tuple[dict[str, Any], int, dict[str, in
         group = guarded.group_of(file, "checkpoints")
         for step in reversed(checkpoint_steps(file)):
             try:
-                node = guarded.group_of(group, str(step))
-                lengths = {name: guarded.attribute(node, name, int) for name in TABLES}
-                state = codec.read(group, str(step))
+                state, lengths = _checkpoint(group, step)
             except DamagedError as error:
                 damaged = damaged or error
                 continue
-            return {k: v for k, v in state.items() if k not in lengths}, step, lengths
+            return state, step, lengths
     reason = "" if damaged is None else f" that is whole ({damaged})"
     raise RunFileError(f"{path} has no checkpoint{reason}; it cannot be resumed")
+
+
+def _checkpoint(group: h5py.Group, step: int) -> tuple[dict[str, Any], dict[str, int]]:
+    node = guarded.group_of(group, str(step))
+    lengths = {name: guarded.attribute(node, name, int) for name in TABLES}
+    state = codec.read(group, str(step))
+    return {name: value for name, value in state.items() if name not in lengths}, lengths

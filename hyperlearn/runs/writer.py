@@ -196,8 +196,8 @@ class RunFile:
                 "then resume the run"
             ) from error
 
-    def extend(self, block: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Add many records to ``/history`` at once, each an entry of every array.
+    def extend(self, block: Mapping[str, np.ndarray[Any, Any]], *, table: str = "history") -> None:
+        """Add many records to a table at once, each an entry of every array.
 
         All of them count, or none, whatever happens to the process.
 
@@ -212,16 +212,16 @@ class RunFile:
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns of lengths {lengths}; expected one length")
         count = next(iter(lengths.values()))
-        table = self._tables["history"]
+        layout = self._tables[table]
         if not count:
             return
         # The longest text of a column says how wide it must be.
         longest = {name: max(column.tolist(), key=_width) for name, column in block.items()}
-        wanted = table.fitting(longest)
+        wanted = layout.fitting(longest)
         try:
-            if wanted != table.dtypes or table.length + count > table.capacity:
-                room = columns.room_for(table.length + count)
-                self._rewrite(dtypes={"history": wanted}, capacities={"history": room})
+            if wanted != layout.dtypes or layout.length + count > layout.capacity:
+                room = columns.room_for(layout.length + count)
+                self._rewrite(dtypes={table: wanted}, capacities={table: room})
             absent = {
                 name: columns.filled(dtype, count)
                 for name, dtype in wanted.items()
@@ -232,7 +232,7 @@ class RunFile:
                 for name, column in block.items()
             }
             assert self._descriptor is not None
-            self._tables["history"].extend(self._descriptor, encoded | absent)
+            self._tables[table].extend(self._descriptor, encoded | absent)
         except OSError as error:
             raise RecordError(f"{self.path}: records could not be written ({error})") from error
 
@@ -426,6 +426,11 @@ def _created(path: Path, size: int) -> Iterator[h5py.File]:
         "alignment_interval": 8,
         "meta_block_size": META_BLOCK,
     }
+    with guarded.LOCK:
+        yield from _made(path, size, settings)
+
+
+def _made(path: Path, size: int, settings: dict[str, Any]) -> Iterator[h5py.File]:
     sink = Sink(path)
     try:
         if size <= IN_MEMORY:

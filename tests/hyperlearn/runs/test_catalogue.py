@@ -94,7 +94,7 @@ class TestEntries:
         rows: list[Any] = []
         array = hl.runs.guarded.array
 
-        def watched(dataset: Any, part: slice = slice(None)) -> Any:
+        def watched(dataset: Any, part: slice | None = None) -> Any:
             rows.append((dataset.name, part))
             return array(dataset, part)
 

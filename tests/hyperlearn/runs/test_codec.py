@@ -223,3 +223,8 @@ class TestFields:
     def test_misuse(self, values, coordinates, units, message):
         with pytest.raises(ValueError, match=message):
             hl.Field(values, coordinates, coordinate_units=units)
+
+
+def test_arrays_of_text():
+    array = np.array([["α", "bc"], ["", "dé"]])
+    np.testing.assert_array_equal(through(array), array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import warnings
 from typing import Any
 
@@ -259,3 +260,98 @@ def test_a_run_loaded_before_reads_what_it_saw(tmp_path):
     RunFile(path, config={}, environment={}, overwrite=True).close()
     with pytest.raises(hl.RunFileError, match="another run by now"):
         early.history["loss"]
+
+
+def test_what_a_cut_file_has_lost_is_not_recovered_as_zeros(tmp_path):
+    path, found = tmp_path / "run.h5", set()
+    with RunFile(path, config={}, environment={}) as file:
+        file.append({"step": 0})
+        file.checkpoint(1, {"x": torch.full((50_000,), 3.0)})
+        file.finish("finished", "", {"x": torch.full((50_000,), 3.0), "z": torch.ones(50_000)})
+    whole = path.read_bytes()
+    for share in np.linspace(0.05, 0.99, 40):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(hl.RunFileError) as caught:
+            hl.load_run(path)
+        recovered = caught.value.recovered
+        x = None if recovered is None else recovered.x
+        assert x is None or bool((x == 3).all())
+        found.add(x is not None)
+    assert found == {True, False}
+
+
+def test_blocks_of_zeros_are_found(tmp_path):
+    """As a file system may leave them: HDF5's own checksum of zeros is zero."""
+    path = tmp_path / "run.h5"
+    with RunFile(path, config={}, environment={}) as file:
+        file.finish("finished", "", {"x": torch.full((500_000,), 3.0)})
+    with h5py.File(path) as opened:
+        place = opened["result/x"].id.get_offset()
+    with path.open("r+b") as raw:
+        raw.seek(place + 4096)
+        raw.write(bytes(4096))
+    with pytest.raises(hl.DamagedError, match="/result/x is damaged"):
+        hl.load_run(path).result["x"]
+
+
+def test_recover_keeps_certificates_and_checkpoints(tmp_path):
+    path = tmp_path / "run.h5"
+    hl.minimize(
+        problem(), METHODS["nhgd, kept"], budget=hl.Budget(steps=9), every=2, record=path,
+        checkpoints=hl.Checkpoints(steps=4, keep=9),
+    )  # fmt: skip
+    before = hl.load_run(path)
+    saved = hl.recover(path, tmp_path / "saved.h5")
+    assert saved.checkpoints == before.checkpoints == (0, 4, 8, 9)
+    assert saved.certificate == before.certificate
+    for name, column in before.certificates.items():
+        np.testing.assert_array_equal(saved.certificates[name], column)
+    run = hl.resume(tmp_path / "saved.h5", problem(), budget=hl.Budget(steps=15))
+    whole = hl.minimize(problem(), METHODS["nhgd, kept"], budget=hl.Budget(steps=15), every=2)
+    np.testing.assert_array_equal(run.history["outer_loss"], whole.history["outer_loss"])
+
+
+def test_readers_in_other_threads_and_processes_hands(tmp_path):
+    """While records come fast, in one process; and while a user holds the file open with h5py."""
+    path, errors, looks = tmp_path / "run.h5", [], []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                looks.append(len(hl.load_run(path).history.get("step", ())))
+            except Exception as error:
+                errors.append(error)
+
+    with RunFile(path, config={}, environment={}) as file:
+        readers = [threading.Thread(target=read) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for step in range(6000):
+            file.append({"step": step, "text": "a" * (step // 100)})
+            if step % 500 == 0:
+                file.checkpoint(step, {"x": torch.ones(1000)})
+        done.set()
+        for reader in readers:
+            reader.join()
+        assert errors == []
+        assert looks
+        with h5py.File(path):
+            assert len(hl.load_run(path).history["step"]) == 6000
+
+
+def test_ctrl_c_at_a_record_loses_no_step(tmp_path):
+    path = tmp_path / "run.h5"
+
+    def press(row: Any) -> None:
+        if row["step"] == 6:
+            raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {"budget": hl.Budget(steps=14), "every": 3}
+    run = hl.minimize(problem(), METHODS["nhgd"], record=path, callbacks=[press], **settings)
+    assert run.status == "interrupted"
+    assert hl.load_run(path).checkpoints[-1] == 6
+    whole = hl.minimize(problem(), METHODS["nhgd"], **settings)
+    resumed = hl.resume(path, problem())
+    np.testing.assert_array_equal(resumed.history["step"], whole.history["step"])
+    np.testing.assert_array_equal(resumed.history["outer_loss"], whole.history["outer_loss"])

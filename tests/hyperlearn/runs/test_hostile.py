@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     "an unknown dtype": (
         lambda file: file["result/x"].attrs.__setitem__("dtype", "os"), "a tensor of 'os'",
     ),
-    "a cycle": (cycle, "nested deeper than 64; refused"),
+    "a cycle": (cycle, "is held under another name too; refused"),
     "a deep nest": (deep, "nested deeper than 64; refused"),
     "checkpoints that are no steps": (
         lambda file: file["checkpoints"].create_group("../x"), "expected steps|holds",

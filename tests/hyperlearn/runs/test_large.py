@@ -138,3 +138,14 @@ def test_checkpoints_are_dropped_without_leaving_a_hole(tmp_path):
             file.checkpoint(step, {"x": torch.rand(100_000)}, keep=1)
             sizes.append(path.stat().st_size)
     assert max(sizes) < 1.05 * min(sizes)
+
+
+def test_names_of_metrics_are_free(tmp_path):
+    record = {"acc/test": 1.0, "100%": 2.0, ".": 3.0, "α β": 4.0, "step": 0}
+    with RunFile(tmp_path / "run.h5", config={}, environment={}, units={"acc/test": "m"}) as file:
+        file.append(record)
+        file.append(record)
+        file.finish("finished", "", {})
+    run = hl.load_run(tmp_path / "run.h5")
+    assert {name: column[-1] for name, column in run.history.items()} == record
+    assert list(run.to_pandas().columns) == list(record)
