@@ -11,6 +11,7 @@ import sys
 import operators
 import solvers
 from hyperlearn import inner
+from hyperlearn.budget import Budget, Checkpoints
 from hyperlearn.certificate import Certificate, Smoothness, UntrustworthyError
 from hyperlearn.checker import check
 from hyperlearn.checks import CheckFailedError, CheckReport
@@ -18,6 +19,7 @@ from hyperlearn.decorator import implicit
 from hyperlearn.hypergradients import hypergradient
 from hyperlearn.kkt import KKTPoint, kkt_residual, kkt_start
 from hyperlearn.layer import ImplicitLayer
+from hyperlearn.loop import DivergedError
 from hyperlearn.methods import (
     NHGD,
     FixedOuter,
@@ -26,7 +28,7 @@ from hyperlearn.methods import (
     Method,
     Unrolled,
 )
-from hyperlearn.outer import Budget, Checkpoints, DivergedError, minimize, resume
+from hyperlearn.outer import minimize, resume
 from hyperlearn.problem import BilevelProblem, WeightedLikelihood
 from hyperlearn.projections import AffineSet, Ball, Box, L1Ball, NonNegative, Simplex
 from hyperlearn.proximal import L1, ElasticNet, GroupLasso, Indicator

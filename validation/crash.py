@@ -97,7 +97,8 @@ def record_at(step: int) -> tuple[dict[str, float | int], Certificate | None]:
 def state_at(step: int) -> dict[str, Any]:
     """A checkpoint: some small, some of half a megabyte."""
     size = 60_000 if step % 2 else 100
-    return {"x": torch.full((size,), float(step), dtype=torch.float64), "n": step}
+    # By numpy: torch's threads do not survive a fork.
+    return {"x": torch.from_numpy(np.full(size, float(step))), "n": step}
 
 
 def write(path: Path, steps: int, report: Callable[[int], None], start: int = 0) -> None:
@@ -200,6 +201,7 @@ def _disturbed(path: Path, steps: int, moment: float | None) -> tuple[int, bool]
     child = os.fork()
     if child == 0:
         os.close(reader)
+        torch.set_num_threads(1)
         code = 1
         try:
             write(path, steps, lambda step: os.write(writer, struct.pack("<q", step)) and None)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperlearn.budget import Budget
 from hyperlearn.cli.app import DIVERGED, INTERRUPTED, app, new_console, new_table, user_errors
-from hyperlearn.outer import Budget, DivergedError
+from hyperlearn.loop import DivergedError
 from hyperlearn.runs import Run, load_run
 from hyperlearn.settings import known_settings, override, unknown_name
 

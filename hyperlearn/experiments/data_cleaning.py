@@ -21,6 +21,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from hyperlearn import datasets
+from hyperlearn.budget import Budget
 from hyperlearn.methods import (
     NHGD,
     FixedOuter,
@@ -29,7 +30,7 @@ from hyperlearn.methods import (
     Method,
     Unrolled,
 )
-from hyperlearn.outer import Budget, minimize
+from hyperlearn.outer import minimize
 from hyperlearn.problem import BilevelProblem, WeightedLikelihood
 from hyperlearn.projections import Ball
 from hyperlearn.regularizer import L2

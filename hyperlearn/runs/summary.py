@@ -243,11 +243,11 @@ def contents(run: Run, group: str) -> list[Item]:
         return [item for name, value in held.items() for item in _items(name, value)]
     with guarded.opened(run.path) as file:
         node = guarded.group_of(file, group)
-        return list(_stored(node, "", 0, {_address(node)}))
+        return list(_stored(node, "", 0))
 
 
-def _stored(node: h5py.Group, prefix: str, depth: int, seen: set[int]) -> Iterator[Item]:
-    """Leaf by leaf. Hard links can make a group its own member: `seen` ends that."""
+def _stored(node: h5py.Group, prefix: str, depth: int) -> Iterator[Item]:
+    """Leaf by leaf."""
     if depth > guarded.DEEPEST:
         raise RunFileError(f"{node.file.filename}:{node.name} is nested too deep; refused")
     for link in codec.stored_names(node):
@@ -257,9 +257,6 @@ def _stored(node: h5py.Group, prefix: str, depth: int, seen: set[int]) -> Iterat
             yield Item(name, "value", note=note if len(note) <= 60 else f"{note[:60]}...")
             continue
         found = guarded.child(node, link)
-        if _address(found) in seen:
-            raise RunFileError(f"{node.file.filename}:{found.name} is linked twice; refused")
-        seen.add(_address(found))
         kind = guarded.attribute(found, "kind", str)
         if isinstance(found, h5py.Dataset):
             dtype = "UTF-8" if kind == "text" else _dtype_of(found)
@@ -268,11 +265,7 @@ def _stored(node: h5py.Group, prefix: str, depth: int, seen: set[int]) -> Iterat
             values = guarded.dataset_of(found, "values")
             yield Item(name, kind, tuple(values.shape), _dtype_of(values), _axes_of(found))
         else:
-            yield from _stored(found, f"{name}.", depth + 1, seen)
-
-
-def _address(node: h5py.Group | h5py.Dataset) -> int:
-    return int(h5py.h5o.get_info(node.id).addr)
+            yield from _stored(found, f"{name}.", depth + 1)
 
 
 def _dtype_of(dataset: h5py.Dataset) -> str:

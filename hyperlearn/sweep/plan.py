@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from hyperlearn.budget import Budget, Checkpoints
 from hyperlearn.experiments.experiment import Experiment, experiment
 from hyperlearn.methods import Method
-from hyperlearn.outer import Budget, Checkpoints
 from hyperlearn.runs import load_run
 from hyperlearn.runs.compared import refuse_differences
 from hyperlearn.runs.state import as_stored

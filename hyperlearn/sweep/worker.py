@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hyperlearn.experiments.experiment import experiment
-from hyperlearn.outer import DivergedError
+from hyperlearn.loop import DivergedError
 from hyperlearn.runs import Run, RunInUseError
 from hyperlearn.settings import override
 

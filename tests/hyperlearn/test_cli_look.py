@@ -82,7 +82,10 @@ def spoil(path: Path, dataset: str, row: int = 0) -> None:
     """Change a byte of a dataset's chunk."""
     with h5py.File(path) as file:
         found = file[dataset]
-        place = found.id.get_chunk_info_by_coord((row,) * len(found.shape)).byte_offset
+        if found.chunks is None:
+            place = found.id.get_offset()
+        else:
+            place = found.id.get_chunk_info_by_coord((row,)).byte_offset
     content = bytearray(path.read_bytes())
     content[place] ^= 255
     path.write_bytes(bytes(content))

@@ -409,7 +409,7 @@ class TestWorkers:
             sweep = sweep_of(folder, seeds=(0, 1), grid={"mode": ("", "raises")})
             outcomes = run_sweep(sweep, backend="dask", scheduler=cluster.scheduler_address)
         assert [o.status for o in outcomes] == ["finished", "finished", "failed", "failed"]
-        runs = [r for r in caplog.records if r.name == "hyperlearn.outer"]
+        runs = [r for r in caplog.records if r.name == "hyperlearn.loop"]
         assert runs
         assert threading.main_thread().name not in {r.threadName for r in runs}
         alone = run_sweep(sweep_of(folder, seeds=(1,), folder=folder / "alone"), workers=0)

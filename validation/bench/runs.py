@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hyperlearn.budget import Budget
 from hyperlearn.experiments.data_cleaning import METHODS, DataCleaning, clean, load_data
-from hyperlearn.outer import Budget
 from hyperlearn.runs import RunFile, load_run
 from hyperlearn.runs.state import checksums, last_checkpoint
 from validation.bench.timing import Bench
