@@ -142,7 +142,7 @@ def minimize(
 
 def resume(
     path: str | Path,
-    problem: BilevelProblem,
+    problem: BilevelProblem | None = None,
     *,
     method: Method | None = None,
     budget: Budget | None = None,
@@ -160,7 +160,7 @@ def resume(
     path
         Of the run.
     problem
-        As it was.
+        As it was. None for a run of an experiment that this library has, which is made anew.
     method
         Only where the file cannot hold it, as it has functions among its settings.
     budget
@@ -173,7 +173,8 @@ def resume(
     hyperlearn.RunFileError
         The file is no run, is damaged, has no checkpoint, or is of another problem, method or data.
     ValueError
-        Its method is of a class that is not known here: import it, or hand it over.
+        Its method is of a class that is not known here: import it, or hand it over. Or `problem` is
+        None, and the run is of no experiment of this library.
 
     Examples
     --------
@@ -193,6 +194,10 @@ def resume(
     array([ 0, 10, 20, 30, 40])
     """
     stored = load_run(path)
+    if problem is None:
+        from hyperlearn.experiments import problem_of
+
+        problem = problem_of(stored)
     known = ("problem", "method", "budget", "every", "checksums")
     return minimize(
         problem,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import hyperlearn as hl
+from hyperlearn.experiments.data_cleaning import DataCleaning, clean
 from hyperlearn.runs.state import as_stored
 from solvers import CG, Neumann, RandomNeumann, ShermanMorrison
 
@@ -111,8 +112,8 @@ def assert_same(one: hl.Run, other: hl.Run) -> None:
     assert set(one.certificates) == set(other.certificates)
     for name, column in one.certificates.items():
         np.testing.assert_array_equal(column, other.certificates[name], err_msg=name)
-    assert torch.equal(one.x, other.x)
-    assert torch.equal(one.y, other.y)
+    torch.testing.assert_close(one.x, other.x, rtol=0, atol=0)
+    torch.testing.assert_close(one.y, other.y, rtol=0, atol=0)
     assert one.certificate == other.certificate
 
 
@@ -153,6 +154,29 @@ def test_from_the_file_alone(tmp_path):
     assert_same(run, whole)
     assert run.config["label"] == "mine"
     np.testing.assert_array_equal(run.attachments["a"], np.arange(3))
+
+
+def test_an_experiment_needs_no_problem(tmp_path):
+    task = DataCleaning(train_size=300, validation_size=100, selection_size=0)
+    settings: dict[str, Any] = {"budget": hl.Budget(steps=6), "seed": 2, "every": 2}
+    whole = clean(hl.NHGD(**COMMON), task, label="mine", **settings)
+    path = tmp_path / "run.h5"
+    clean(
+        hl.NHGD(**COMMON),
+        task,
+        label="mine",
+        record=path,
+        **settings | {"budget": hl.Budget(steps=4)},
+    )
+    run = hl.resume(path, budget=hl.Budget(steps=6))
+    assert_same(run, whole)
+
+
+def test_another_problem_is_needed(tmp_path):
+    path = tmp_path / "run.h5"
+    hl.minimize(problem(), METHODS["cg"], budget=hl.Budget(steps=1), record=path)
+    with pytest.raises(ValueError, match=r"no experiment of this library: hand its problem over"):
+        hl.resume(path)
 
 
 def test_more_steps_than_before(tmp_path):
