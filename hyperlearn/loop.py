@@ -129,14 +129,10 @@ class Loop:
             environment=run.environment,
             attachments=run.attachments,
             units=run.units,
+            state=self.state(),
             overwrite=overwrite,
         )
         run.path = path
-        try:
-            self.file.checkpoint(0, self.state())
-        except BaseException:
-            self.file.close()
-            raise
 
     def reopen(self, path: Path) -> Run | None:
         """Go on from the last checkpoint; returns the run where nothing is left to do."""

@@ -101,17 +101,17 @@ def state_at(step: int) -> dict[str, Any]:
     return {"x": torch.from_numpy(np.full(size, float(step))), "n": step}
 
 
-def write(path: Path, steps: int, report: Callable[[int], None], start: int = 0) -> None:
+def write(path: Path, steps: int, report: Callable[[int], None], start: int | None = None) -> None:
     """Record so many steps, reporting each when it is in the file; a checkpoint every few."""
-    if start:
+    if start is not None:
         opened = RunFile.reopened(path, start, {"kind": "crash"})
     else:
-        opened = RunFile(path, config={"kind": "crash"}, environment={"seed": 0})
+        settings: dict[str, Any] = {"config": {"kind": "crash"}, "environment": {"seed": 0}}
+        opened = RunFile(path, **settings, state=state_at(0))
     with opened as file:
-        if not start:
-            file.checkpoint(0, state_at(0))
-        for step in range(start, steps):
-            if step > start and step % EVERY == 0:
+        begin = start or 0
+        for step in range(begin, steps):
+            if step > begin and step % EVERY == 0:
                 file.checkpoint(step, state_at(step), keep=1 + step % 2)
             file.append(*record_at(step))
             report(step)
@@ -234,8 +234,6 @@ def _go_on(path: Path, outcome: Outcome, where: str) -> None:
     """Resume a killed run from its checkpoint, to its end."""
     try:
         _, step, _ = last_checkpoint(path)
-        if step == 0:
-            return
         write(path, step + 50, lambda step: None, start=step)
         run = load_run(path)
         if right(run.history, run.certificates) != step + 50 or run.status != "finished":

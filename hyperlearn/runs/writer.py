@@ -73,6 +73,8 @@ class RunFile:
         Arrays, fields and other values that are stored at the start.
     units
         Of metrics that have some.
+    state
+        A checkpoint of step 0 (see `checkpoint`), there as soon as the file is.
     overwrite
         Replace an existing run. Any other existing file is never touched.
 
@@ -96,6 +98,7 @@ class RunFile:
         environment: Mapping[str, Any],
         attachments: Mapping[str, Any] | None = None,
         units: Mapping[str, str] | None = None,
+        state: Mapping[str, Tree] | None = None,
         overwrite: bool = False,
     ) -> None:
         self.path = Path(path)
@@ -122,14 +125,17 @@ class RunFile:
                 codec.write(new, "config", dict(config))
                 codec.write(new, "environment", dict(environment))
                 codec.write(new, "attachments", dict(attachments or {}))
-                new.create_group("checkpoints")
+                group = new.create_group("checkpoints")
+                if state is not None:
+                    codec.write(group, "0", dict(state))
+                    group["0"].attrs.update(dict.fromkeys(TABLES, 0))
                 _label(new.create_group("result"), kind="dict")
                 for table in TABLES:
                     columns.write_table(
                         new, table, {}, 0, source=None, capacity=0, units=self._units
                     )
 
-            self._replace(fill, _bytes(dict(attachments or {})))
+            self._replace(fill, _bytes([dict(attachments or {}), dict(state or {})]))
         except BaseException:
             self.close()
             raise
