@@ -97,7 +97,7 @@ class Bench:
         try:
             return importlib.import_module(package)
         except ModuleNotFoundError as error:
-            if error.name != package:
+            if error.name not in (package, package.partition(".")[0]):
                 raise
             self.console.print(f"{package} is not installed: its rows are left out\n")
             return None
