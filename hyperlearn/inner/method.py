@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hyperlearn.conditions import Conditions
 from hyperlearn.inner.equation import Equation
-from operators.one_by_one import one_by_one
 from operators.tracing import tracked
 from solvers import ConvergenceWarning, Info, NotConvergedError
+from solvers.one_by_one import one_by_one
 
 # What a method carries from step to step: "y" and "F", both (B, n), perhaps "A" at y, (B, n, n),
 # and "stuck", (B,), true where no step helps; what else it likes, with a leading axis B.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -74,12 +74,6 @@ class Method(ABC):
             raise ValueError(
                 f"{type(self).__name__}: {name}={getattr(self, name)}; expected {expected}"
             )
-
-    def settings(self) -> dict[str, Any]:
-        """Every setting by name, solvers as text: what a run records."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        plain = (bool, int, float, str, type(None))
-        return {name: v if isinstance(v, plain) else repr(v) for name, v in values.items()}
 
     @abstractmethod
     def start(

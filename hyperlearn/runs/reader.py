@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -70,9 +71,10 @@ def _loaded(path: Path) -> Run:
         for name in ("attachments", "result"):
             guarded.group_of(file, name)
         growing = is_written(path)
+        # History last: a certificate is written before its record.
         lengths = {
             name: columns.verify(file, name, growing=growing)
-            for name in ("history", "certificates")
+            for name in ("certificates", "history")
         }
         certificates = Columns(path, file, "certificates", _certified(file, lengths))
         status = guarded.attribute(file, "status", str)
@@ -119,8 +121,9 @@ class _Lazy(Mapping[str, Any]):
         self._id = guarded.attribute(file, "id", str)
         self._read: dict[str, Any] = {}
 
+    @abstractmethod
     def _entry(self, group: h5py.Group, name: str) -> Any:
-        raise NotImplementedError
+        """Read one."""
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:

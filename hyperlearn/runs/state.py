@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from hyperlearn.problem import BilevelProblem
 
 Tree = Any
-SLAB = 1 << 24
 
 
 def checksums(problem: BilevelProblem) -> dict[str, str]:
@@ -43,8 +42,8 @@ def _checksum(tree: Tree) -> str:
             continue
         digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
         flat = leaf.detach().reshape(-1)
-        for start in range(0, len(flat), SLAB):
-            part = flat[start : start + SLAB].cpu().contiguous()
+        for rows in guarded.slabs(tuple(flat.shape), flat.element_size()):
+            part = flat[rows].cpu().contiguous()
             digest.update(part.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from operators.one_by_one import one_by_one
 from solvers.dense.matrix import equilibrated_condition, finite_dense, first_failure
 from solvers.linear_solver import LinearSolver, PreparedSolver, Progress
 from solvers.members import batch_of, block_of
+from solvers.one_by_one import one_by_one
 from solvers.solution import SingularError
 
 

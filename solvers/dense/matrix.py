@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from operators import LinearOperator
-from operators.one_by_one import one_by_one
 from solvers.columns import divisors
 from solvers.members import Members, matrices_of
+from solvers.one_by_one import one_by_one
 
 # Rows and columns of a tile.
 TILE = 512

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from operators import Cost, Dense, LinearOperator, Sparse
-from operators.one_by_one import one_by_one
+from solvers.one_by_one import one_by_one
 from solvers.preconditioner import Preconditioner
 from solvers.preconditioners.approximate_inverse import ApproximateInverse
 from solvers.solution import SingularError, StructureError

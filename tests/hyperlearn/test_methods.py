@@ -17,6 +17,7 @@ from hyperlearn.batches import Minibatches
 from hyperlearn.certificate import Estimate
 from hyperlearn.methods.trajectory import Trajectory
 from hyperlearn.oracles import Oracles
+from hyperlearn.runs.state import as_stored
 from operators import EmpiricalFisher
 from solvers import CG, InverseRecursion, Neumann, ShermanMorrison, Woodbury
 
@@ -738,10 +739,14 @@ class TestSettings:
             start(hl.NHGD(inner_batch_size=25), softmax_problem())
 
     def test_settings_as_recorded(self):
-        settings = hl.NHGD(rho=0.1, solver=ShermanMorrison(rtol=1e-4)).settings()
+        method = hl.NHGD(rho=0.1, solver=ShermanMorrison(rtol=1e-4))
+        run = hl.Run(config=as_stored({"method": method}))
+        settings = run.config["method"]
         assert settings["rho"] == 0.1
         assert settings["window"] is None
-        assert "ShermanMorrison(rtol=0.0001" in settings["solver"]
+        assert settings["solver"]["class"] == "ShermanMorrison"
+        assert settings["solver"]["rtol"] == 1e-4
+        assert run.setting("method") == method
 
 
 def test_fixed_outer_has_no_hypergradient():

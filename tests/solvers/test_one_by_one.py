@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.func import grad
 
-from operators.one_by_one import SIDE_BY_SIDE, one_by_one
+from solvers.one_by_one import SIDE_BY_SIDE, one_by_one
 
 CALLS = {
     "lu_factor_ex": torch.linalg.lu_factor_ex,
