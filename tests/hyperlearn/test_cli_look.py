@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import hyperlearn as hl
 from hyperlearn import cli
-from hyperlearn.cli import look
+from hyperlearn.cli import show
 from hyperlearn.runs import RunFile, load_run
 
 
@@ -199,7 +199,7 @@ class TestFollow:
             waits.append(seconds)
             moves.pop(0)()
 
-        monkeypatch.setattr(look.time, "sleep", sleep)
+        monkeypatch.setattr(show.time, "sleep", sleep)
         result = invoke("show", "--follow", file.path)
         assert result.exit_code == 0, result.output
         assert waits == [1, 1, 1]
@@ -213,7 +213,7 @@ class TestFollow:
         def sleep(seconds: float) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(look.time, "sleep", sleep)
+        monkeypatch.setattr(show.time, "sleep", sleep)
         result = invoke("show", "--follow", file.path)
         assert result.exit_code == 0
         assert "the run itself goes on" in result.stderr
