@@ -41,6 +41,22 @@ from operators.derivatives import CrossDerivative, Hessian, Jacobian, Linearizat
 from operators.elementary import Dense, Diagonal, Identity
 from operators.function import FunctionOperator
 from operators.inverse import Inverse
+from operators.kernels.dot_product import Linear, Polynomial, White
+from operators.kernels.function_kernel import FunctionKernel
+from operators.kernels.functionals import Functionals
+from operators.kernels.gibbs import Gibbs
+from operators.kernels.gram import KernelGram, gram
+from operators.kernels.kernel import Kernel
+from operators.kernels.radial import (
+    RBF,
+    InverseMultiquadric,
+    InverseQuadratic,
+    Matern,
+    Radial,
+    RationalQuadratic,
+)
+from operators.kernels.representers import Representers
+from operators.kernels.warp import CoordinatesKernel, PeriodicKernel, WarpedKernel
 from operators.kronecker import Kronecker, KroneckerSum
 from operators.linear_operator import LinearOperator
 from operators.low_rank import LowRankPlusDiagonal
@@ -66,6 +82,7 @@ __all__ = [
     "LBFGS",
     "MFAC",
     "NINE_POINT",
+    "RBF",
     "SEVEN_POINT",
     "BatchMean",
     "Bernoulli",
@@ -77,6 +94,7 @@ __all__ = [
     "Circulant",
     "Colouring",
     "ColouringError",
+    "CoordinatesKernel",
     "Cost",
     "CrossDerivative",
     "Dense",
@@ -87,27 +105,41 @@ __all__ = [
     "FalseClaimError",
     "Fisher",
     "FisherStream",
+    "FunctionKernel",
     "FunctionOperator",
+    "Functionals",
     "GaussNewton",
     "Gaussian",
+    "Gibbs",
     "Gram",
     "Hessian",
     "Identity",
     "Inverse",
+    "InverseMultiquadric",
+    "InverseQuadratic",
     "Jacobian",
     "KFACStream",
+    "Kernel",
+    "KernelGram",
     "Kronecker",
     "KroneckerSum",
     "LBFGSInverse",
+    "Linear",
     "LinearOperator",
     "Linearization",
     "LowRankPlusDiagonal",
     "LowRankUpdate",
     "MFACInverse",
+    "Matern",
     "Nystrom",
     "Pattern",
+    "PeriodicKernel",
     "Permutation",
+    "Polynomial",
     "Product",
+    "Radial",
+    "RationalQuadratic",
+    "Representers",
     "Saddle",
     "SampledFisher",
     "Scaled",
@@ -123,10 +155,13 @@ __all__ = [
     "TraceEstimate",
     "Transpose",
     "Tridiagonals",
+    "WarpedKernel",
+    "White",
     "column_colouring",
     "detect",
     "diagonal",
     "functional",
+    "gram",
     "jacobian_colouring",
     "lanczos",
     "logdet",

@@ -1,0 +1,229 @@
+"""Gibbs kernels: a length-scale that is a function of the point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from operators.kernels.functionals import Functionals
+from operators.kernels.jets import Field, jets
+from operators.kernels.kernel import Kernel, Lift
+from operators.kernels.warp import multiplied
+
+Powers = tuple[int, ...]
+
+
+class Gibbs(Kernel):
+    """``prod_a sqrt(2 l_a l'_a / c_a) exp(-(x_a - y_a)^2 / c_a)`` with ``c_a = l_a^2 + l'_a^2``.
+
+    With one length for all coordinates, ``(2 l l' / c)^(d/2) exp(-|x - y|^2 / c)``. The kernel of
+    Gibbs (1997); positive definite for any positive ``l(x)``, equal to the RBF kernel ``exp(-|x -
+    y|^2 / (2 l^2))`` for a constant one.
+
+    Parameters
+    ----------
+    lengthscale
+        Positive function of points ``(n, d) -> (n, 1)`` or ``(n,)`` for one length, ``(n, d)`` for
+        one a coordinate (the product Gibbs kernel); a function or an `nn.Module`, whose parameters
+        are parameters of the kernel. It is evaluated once a point, with its derivatives, never once
+        a pair.
+
+    Raises
+    ------
+    ValueError
+        Lengths are not positive, or of another shape.
+
+    Notes
+    -----
+    Without the factors ``sqrt(l)``, which functionals absorb by the product rule, the kernel is
+    ``E = prod_a c_a^(-1/2) exp(-(x_a - y_a)^2 / c_a)``, the heat kernel: ``d E / d c_a = (1/4) d_a^2 E``.
+    So the chain rule through ``l_a(x)^2`` leaves polynomials in the derivatives by x - y, of degree 4 a
+    side for second-order functionals, whose coefficients are known point by point; a block is a sum
+    of products of Hermite functions with matrices of low rank.
+
+    Examples
+    --------
+    >>> import torch, operators as ops
+    >>> k = ops.Gibbs(lambda x: 0.1 + x[:, :1] ** 2)
+    >>> k(torch.rand(3, 2, dtype=torch.float64)).diagonal()
+    tensor([1., 1., 1.], dtype=torch.float64)
+    """
+
+    _parameters = ("lengthscale",)
+
+    def __init__(self, lengthscale: Any) -> None:
+        self.lengthscale = Field.of(lengthscale, "lengthscale")
+
+    def lift(self, L: Functionals) -> Lift:
+        """Points, squared lengths, and coefficients of each product of derivatives."""
+        x, d = L.points, L.dimension
+        length, slope, bend = jets(self._lengths, x, L.order)
+        k = length.shape[-1]
+        if k not in (1, d):
+            raise ValueError(
+                f"the length-scale of points of dimension {d} has {k} components; expected 1, or "
+                f"{d}: one for each coordinate"
+            )
+        _check_positive(length)
+        return {
+            "points": x,
+            "squares": length**2,
+            "terms": _terms(_without_amplitude(L, length, slope, bend), length, slope, bend),
+        }
+
+    def scale_lift(self, lift: Lift, factors: Tensor) -> Lift:  # noqa: D102
+        terms = {powers: factors * coefficient for powers, coefficient in lift["terms"].items()}
+        return {**lift, "terms": terms}
+
+    def _lengths(self, x: Any) -> Any:
+        values = self.lengthscale(x)
+        return values.unsqueeze(-1) if values.ndim == x.ndim - 1 else values
+
+    def pairs(self, left: Lift, right: Lift) -> Tensor:
+        """``(..., n, m)``: see the class."""
+        x, y = left["points"], right["points"]
+        A, B = left["squares"], right["squares"]
+        d, k = x.shape[-1], A.shape[-1]
+        degrees = [
+            max(a[i] for a in left["terms"]) + max(b[i] for b in right["terms"]) for i in range(d)
+        ]
+        differences = [x[..., :, None, i] - y[..., None, :, i] for i in range(d)]
+        # h_0 = 1, h_1 = v, h_{n+1} = v h_n + n u h_{n-1} with u = -2 / c and v = u (x - y): d^n E = h_n E.
+        tables: list[list[Tensor | None]] = []
+        exponent, volume = None, None
+        for i in range(d):
+            if i < k:
+                c = A[..., :, None, i] + B[..., None, :, i]
+                u = -2 / c
+                volume = c if volume is None else volume * c
+            v = u * differences[i]
+            term = v * differences[i]
+            exponent = term if exponent is None else exponent + term
+            table: list[Tensor | None] = [None, v]
+            for n in range(1, degrees[i]):
+                before = u if n == 1 else u * table[n - 1]
+                table.append(torch.add(v * table[n], before, alpha=n))
+            tables.append(table)
+        assert exponent is not None and volume is not None
+        E = (0.5 * exponent).exp() * (volume.rsqrt() if k == d or d == 1 else volume ** (-d / 2))
+        return _contracted(_grouped(left["terms"], right["terms"]), tables) * E
+
+    def __repr__(self) -> str:
+        return f"Gibbs({self.lengthscale!r})"
+
+
+def _check_positive(length: Tensor) -> None:
+    known = length.detach()
+    if torch._C._functorch.is_functorch_wrapped_tensor(known):
+        return
+    if not bool((known > 0).all()):
+        raise ValueError(
+            f"the length-scale is {float(known.min()):.3g} at a point; expected positive numbers: "
+            "end the function with softplus or exp"
+        )
+
+
+def _without_amplitude(
+    L: Functionals, length: Tensor, slope: Tensor | None, bend: Tensor | None
+) -> Functionals:
+    """``M u = L (a u)`` with ``a = prod_a (sqrt(2) l_a)^(1/2)``."""
+    d, k = L.dimension, length.shape[-1]
+    power = 0.5 if k == d else d / 2
+    a = 2 ** (d / 4) * (power * length.log().sum(-1)).exp()
+    first = second = None
+    if slope is not None:
+        rate = slope / length[..., None]
+        log_slope = power * rate.sum(-2)
+        first = a[..., None] * log_slope
+        if bend is not None:
+            curvature = bend / length[..., None, None] - rate[..., :, None] * rate[..., None, :]
+            outer = log_slope[..., :, None] * log_slope[..., None, :]
+            second = a[..., None, None] * (outer + power * curvature.sum(-3))
+    return multiplied(L, (a, first, second))
+
+
+def _terms(
+    L: Functionals, length: Tensor, slope: Tensor | None, bend: Tensor | None
+) -> dict[Powers, Tensor]:
+    """L on ``E(x - y, l(x)^2 + l(y)^2)`` as a polynomial in derivatives by x, with d_c = d_x^2 / 4."""
+    d, k = L.dimension, length.shape[-1]
+    terms: dict[Powers, Tensor] = {}
+
+    def add(axes: tuple[int, ...], coefficient: Tensor) -> None:
+        powers = tuple(axes.count(i) for i in range(d))
+        terms[powers] = terms[powers] + coefficient if powers in terms else coefficient
+
+    # Of which coordinates the heat equation takes the second derivative for component b of l.
+    heat = [(b,) for b in range(d)] if k == d else [tuple(range(d))]
+    if L.value is not None:
+        add((), L.value)
+    drift = [torch.zeros_like(length[..., 0])] * k
+    if L.gradient is not None:
+        assert slope is not None
+        for a in range(d):
+            add((a,), L.gradient[..., a])
+        # grad l^2 = 2 l grad l
+        rates = 2 * length[..., None] * slope
+        drift = [(L.gradient * rates[..., b, :]).sum(-1) for b in range(k)]
+    second = L.second()
+    if second is not None:
+        assert slope is not None and bend is not None
+        rates = 2 * length[..., None] * slope
+        curved = 2 * (length[..., None, None] * bend + slope[..., :, None] * slope[..., None, :])
+        for a, b in L.couplings:
+            add((a, b), second[..., a, b] * (1 if a == b else 2))
+        mixed = (second[..., None, :, :] @ rates[..., None])[..., 0]  # (n, k, d): S grad l_b^2
+        reached = sorted({axis for pair in L.couplings for axis in pair})
+        for b in range(k):
+            drift[b] = drift[b] + (second * curved[..., b, :, :]).sum((-2, -1))
+            for i in heat[b]:
+                for a in reached:
+                    add((a, i, i), 0.5 * mixed[..., b, a])
+            for b2 in range(k):
+                product = (rates[..., b2, :] * mixed[..., b, :]).sum(-1) / 16
+                for i in heat[b]:
+                    for j in heat[b2]:
+                        add((i, i, j, j), product)
+    if L.order:
+        for b in range(k):
+            for i in heat[b]:
+                add((i, i), 0.25 * drift[b])
+    return terms
+
+
+def _grouped(
+    left: dict[Powers, Tensor], right: dict[Powers, Tensor]
+) -> dict[Powers, tuple[list[Tensor], list[Tensor]]]:
+    """``sum_{a + b = c} p_a q_b (-1)^|b|`` for each c, as matrices of low rank; by y the sign turns."""
+    groups: dict[Powers, tuple[list[Tensor], list[Tensor]]] = {}
+    signed = {b: -q if sum(b) % 2 else q for b, q in right.items()}
+    for a, p in left.items():
+        for b, q in signed.items():
+            both = groups.setdefault(tuple(i + j for i, j in zip(a, b, strict=True)), ([], []))
+            both[0].append(p)
+            both[1].append(q)
+    return groups
+
+
+def _contracted(
+    groups: dict[Powers, tuple[list[Tensor], list[Tensor]]], tables: list[list[Tensor | None]]
+) -> Tensor:
+    """``sum_c C_c prod_i h_{c_i}``, nested over the coordinates."""
+    if not tables:
+        ((lefts, rights),) = groups.values()
+        return torch.stack(lefts, -1) @ torch.stack(rights, -1).mT
+    inner: dict[int, dict[Powers, tuple[list[Tensor], list[Tensor]]]] = {}
+    for powers, both in groups.items():
+        inner.setdefault(powers[-1], {})[powers[:-1]] = both
+    total = None
+    for n, rest in inner.items():
+        block, h = _contracted(rest, tables[:-1]), tables[-1][n]
+        if h is not None and total is not None:
+            total = torch.addcmul(total, block, h)
+        else:
+            term = block if h is None else block * h
+            total = term if total is None else total + term
+    assert total is not None
+    return total
