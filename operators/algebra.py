@@ -135,6 +135,11 @@ class Sum(Compound):
     def _matmat(self, block: Tensor) -> Tensor:
         return self.left._matmat(block) + self.right._matmat(block)
 
+    def to_dense(self) -> Tensor:
+        """Matrix ``(m, n)``: the sum of those of the terms."""
+        self.check_claims()
+        return self.left.to_dense() + self.right.to_dense()
+
     def _transpose(self) -> LinearOperator:
         return Sum(self.left.T, self.right.T)
 
@@ -144,6 +149,10 @@ class Sum(Compound):
     def _exact_diagonal(self) -> Tensor | None:
         left, right = self.left._exact_diagonal(), self.right._exact_diagonal()
         return None if left is None or right is None else left + right
+
+    def submatrix(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of both terms, added; see `LinearOperator.submatrix`."""
+        return self.left.submatrix(rows, columns) + self.right.submatrix(rows, columns)
 
     def _exact_trace(self) -> Tensor | None:
         left, right = self.left._exact_trace(), self.right._exact_trace()
@@ -184,6 +193,11 @@ class Scaled(Compound):
     def _exact_diagonal(self) -> Tensor | None:
         diagonal = self.operator._exact_diagonal()
         return None if diagonal is None else self.factor * diagonal
+
+    def submatrix(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of the operator, times the factor; see `LinearOperator.submatrix`."""
+        # A factor of a wider dtype must not widen them.
+        return (self.factor * self.operator.submatrix(rows, columns)).to(self.dtype)
 
     def _exact_trace(self) -> Tensor | None:
         trace = self.operator._exact_trace()
@@ -257,6 +271,10 @@ class Transpose(Compound):
 
     def _exact_diagonal(self) -> Tensor | None:
         return self.operator._exact_diagonal()
+
+    def submatrix(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of the operator with rows and columns exchanged; see `LinearOperator`."""
+        return self.operator.submatrix(columns, rows).mT
 
     def _exact_logdet(self) -> Tensor | None:
         return self.operator._exact_logdet()

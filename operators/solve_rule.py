@@ -195,6 +195,23 @@ def _pulled_back(
     return torch.func.grad(lambda *moved: (product(*moved) * w).sum(), numbers)(*tensors)
 
 
+def _gradients(
+    product: Callable[..., Tensor], tensors: Sequence[Tensor], w: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The same, of the tensors that are asked for."""
+    if torch.is_grad_enabled() or wrapped(w) or any(wrapped(tensor) for tensor in tensors):
+        return _pulled_back(product, tensors, w)
+    # Nobody differentiates further: plain autograd keeps no graph of the gradient, and is quicker.
+    with torch.enable_grad():
+        moved = [t.detach().requires_grad_(ask) for t, ask in zip(tensors, needed, strict=True)]
+        asked = [tensor for tensor in moved if tensor.requires_grad]
+        image = product(*moved)
+    if not image.requires_grad:
+        return (None,) * len(tensors)
+    found = iter(torch.autograd.grad(image, asked, w, allow_unused=True))
+    return tuple(next(found) if tensor.requires_grad else None for tensor in moved)
+
+
 class _Solve(torch.autograd.Function):
     """``(b, tensors of A) -> A^-1 b``, or ``A^-T b``."""
 
@@ -223,7 +240,7 @@ class _Solve(torch.autograd.Function):
             gradients: tuple[Tensor | None, ...] = (None,) * len(tensors)
             if any(ctx.needs_input_grad[4:]):
                 product = partial(_product, ctx.treespec, ctx.transpose, x)
-                gradients = _pulled_back(product, tensors, -b_bar)
+                gradients = _gradients(product, tensors, -b_bar, ctx.needs_input_grad[4:])
         return b_bar, None, None, None, *gradients
 
     @staticmethod

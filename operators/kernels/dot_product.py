@@ -54,7 +54,8 @@ class DotProductKernel(Kernel):
             bent = torch.einsum("...ja,...iab,...jb->...ij", right.gradient, S, y)
             total = total + q * g2 * f[3] + 2 * bent * f[2]
         if q is not None and q2 is not None:
-            assert S is not None and S2 is not None
+            assert S is not None
+            assert S2 is not None
             crossed = torch.einsum("...ia,...jab,...ibc,...jc->...ij", x, S2, S, y)
             trace = torch.einsum("...iab,...jab->...ij", S, S2)
             total = total + q * q2 * f[4] + 4 * crossed * f[3] + 2 * trace * f[2]
@@ -78,7 +79,8 @@ class Polynomial(DotProductKernel):
         if not isinstance(degree, int) or degree < 1:
             raise ValueError(f"degree={degree!r}; expected a whole number, at least 1")
         self.degree = degree
-        self.log_slope, self.log_offset = log_of(slope, "slope"), log_of(offset, "offset")
+        self.log_slope = log_of(slope, "slope", single=True)
+        self.log_offset = log_of(offset, "offset", single=True)
 
     def profile(self, t: Tensor, order: int) -> list[Tensor]:  # noqa: D102
         slope, offset = self.log_slope.exp(), self.log_offset.exp()
@@ -105,7 +107,7 @@ class Linear(DotProductKernel):
     _parameters = ("log_variance",)
 
     def __init__(self, variance: Positive = 1.0) -> None:
-        self.log_variance = log_of(variance, "variance")
+        self.log_variance = log_of(variance, "variance", single=True)
 
     def profile(self, t: Tensor, order: int) -> list[Tensor]:  # noqa: D102
         variance = self.log_variance.exp()
@@ -125,7 +127,7 @@ class White(Kernel):
     _parameters = ("log_variance",)
 
     def __init__(self, variance: Positive = 1.0) -> None:
-        self.log_variance = log_of(variance, "variance")
+        self.log_variance = log_of(variance, "variance", single=True)
 
     @property
     def smoothness(self) -> float:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from operators.tracing import readable
+
 Coefficient = float | int | Tensor
 
 
@@ -37,7 +39,7 @@ class Functionals:
     Raises
     ------
     ValueError
-        A shape does not fit, or points are not finite.
+        A shape does not fit, points are not finite, or `entries` holds what is no such pair.
     TypeError
         Points are no floating tensor, or a coefficient has another dtype or device.
 
@@ -64,7 +66,15 @@ class Functionals:
             raise TypeError(f"points is {got}; expected a floating tensor (n, d)")
         if x.ndim < 2 or x.shape[-1] == 0:
             raise ValueError(f"points has shape {tuple(x.shape)}; expected (n, d)")
+        if readable(x) and not bool(torch.isfinite(x).all()):
+            raise ValueError("points are not finite")
         d = x.shape[-1]
+        for a, b in self.entries or ():
+            if not 0 <= a <= b < d:
+                raise ValueError(
+                    f"entries holds ({a}, {b}); expected pairs of axes (a, b) with a <= b, from 0 "
+                    f"to {d - 1}"
+                )
         for name, tail in _TAILS.items():
             coefficient = getattr(self, name)
             if coefficient is None:
@@ -169,8 +179,8 @@ class Functionals:
                 "a sum of functionals at other points; expected the same points (functionals at "
                 "other points are further rows: hand a list of both to gram)"
             )
-        parts = (_added(getattr(self, name), getattr(other, name)) for name in _TAILS)
-        return Functionals(self.points, *parts, _union(self, other))
+        parts = {name: _added(getattr(self, name), getattr(other, name)) for name in _TAILS}
+        return Functionals(self.points, **parts, entries=_union(self, other))
 
     def __mul__(self, factor: Coefficient) -> Functionals:
         if not isinstance(factor, (int, float, Tensor)):
@@ -190,8 +200,8 @@ class Functionals:
                 return factor.reshape(*factor.shape, *(1,) * tail) * coefficient
             return factor * coefficient
 
-        parts = (scaled(getattr(self, name), tail) for name, tail in _TAILS.items())
-        return Functionals(self.points, *parts, self.entries)
+        parts = {name: scaled(getattr(self, name), tail) for name, tail in _TAILS.items()}
+        return Functionals(self.points, **parts, entries=self.entries)
 
     __rmul__ = __mul__
 

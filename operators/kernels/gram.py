@@ -229,13 +229,13 @@ class _Plan:
                 start += count
             self.places.append(places)
 
-    def inputs(self, tile: _Tile, leaves: Sequence[Tensor]) -> list[Tensor]:
-        """Tensors of the kernels, of the tile's rows, of its columns."""
+    def inputs(self, tile: _Tile, leaves: Sequence[Any]) -> list[Any]:
+        """Tensors of the kernels, of the tile's rows, of its columns; or what is told of them."""
         left, right = self.places[0][tile.left], self.places[-1][tile.right]
         return [
             *leaves[: self.kernel_count],
-            *(leaves[k][tile.i0 : tile.i1] for k in left),
-            *(leaves[k][tile.j0 : tile.j1] for k in right),
+            *(_rows(leaves[k], tile.i0, tile.i1) for k in left),
+            *(_rows(leaves[k], tile.j0, tile.j1) for k in right),
         ]
 
     def function(self, tile: _Tile) -> Callable[..., Tensor | None]:
@@ -318,17 +318,26 @@ class _Plan:
         return torch.cat([pieces[at] for at in sorted(pieces)])
 
     def pulled_back(
-        self, leaves: Sequence[Tensor], cotangent: Callable[[_Tile], Tensor]
+        self,
+        leaves: Sequence[Tensor],
+        cotangent: Callable[[_Tile], Tensor],
+        needed: Sequence[bool] | None = None,
     ) -> list[Tensor]:
-        """Gradient of ``sum_tiles <W_tile, K_tile>`` by each leaf, tile by tile."""
+        """Gradient of ``sum_tiles <W_tile, K_tile>`` by each leaf, tile by tile.
+
+        Of leaves that are not `needed` it is zero, and costs nothing.
+        """
         plain = not torch.is_grad_enabled() and not any(wrapped(leaf) for leaf in leaves)
         shared: list[Tensor | None] = [None] * self.kernel_count
         pieces: list[dict[int, Tensor]] = [{} for _ in leaves]
         for tile in self.tiles:
             W = cotangent(tile)
-            found = (_pulled if plain else _pulled_by_func)(
-                self.function(tile), self.inputs(tile, leaves), W
-            )
+            inputs = self.inputs(tile, leaves)
+            if plain:
+                asked = inputs if needed is None else self.inputs(tile, needed)
+                found = _pulled(self.function(tile), inputs, W, asked)
+            else:
+                found = _pulled_by_func(self.function(tile), inputs, W)
             left, right = self.places[0][tile.left], self.places[-1][tile.right]
             for k, part in enumerate(found[: self.kernel_count]):
                 shared[k] = _sum(shared[k], part)
@@ -371,15 +380,24 @@ def _pieces(sizes: list[int], side: int) -> list[tuple[int, int, int, int]]:
 
 
 def _pulled(
-    f: Callable[..., Tensor | None], inputs: list[Tensor], W: Tensor
+    f: Callable[..., Tensor | None], inputs: list[Tensor], W: Tensor, needed: Sequence[Any]
 ) -> Sequence[Tensor | None]:
     """Gradient of ``<W, f>`` by plain autograd: nothing outside is differentiated."""
     with torch.enable_grad():
-        moved = [x.detach().requires_grad_() for x in inputs]
+        moved = [
+            x.detach().requires_grad_(ask is not False)
+            for x, ask in zip(inputs, needed, strict=True)
+        ]
         value = f(*moved)
-        if value is None:
+        asked = [x for x in moved if x.requires_grad]
+        if value is None or not value.requires_grad:
             return [None] * len(inputs)
-        return torch.autograd.grad(value, moved, W, allow_unused=True)
+        found = iter(torch.autograd.grad(value, asked, W, allow_unused=True))
+        return [next(found) if x.requires_grad else None for x in moved]
+
+
+def _rows(leaf: Any, start: int, end: int) -> Any:
+    return leaf[start:end] if isinstance(leaf, Tensor) else leaf
 
 
 def _pulled_by_func(
@@ -415,7 +433,8 @@ class _Applied(torch.autograd.Function):
         v_bar = plan.transposed_product(leaves, y_bar) if ctx.needs_input_grad[1] else None
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if any(ctx.needs_input_grad[2:]):
-            gradients = plan.pulled_back(leaves, _outer(plan, y_bar, v))
+            needed = ctx.needs_input_grad[2:]
+            gradients = plan.pulled_back(leaves, _outer(plan, y_bar, v), needed)
         return None, v_bar, *gradients
 
     @staticmethod
@@ -467,7 +486,8 @@ class _Assembled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
         (K_bar,) = outputs
-        return None, *ctx.plan.pulled_back(ctx.saved_tensors, _entries(ctx.plan, K_bar))
+        plan, needed = ctx.plan, ctx.needs_input_grad[1:]
+        return None, *plan.pulled_back(ctx.saved_tensors, _entries(plan, K_bar), needed)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:

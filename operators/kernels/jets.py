@@ -51,6 +51,7 @@ class Field:
 
     def __repr__(self) -> str:
         inside = getattr(self.function, "given", self.function)
+        inside = getattr(inside, "_module", inside)
         name = getattr(inside, "__name__", None) or type(inside).__name__
         count = sum(tensor.numel() for tensor in self.parameters.values())
         return f"{name} of {count} parameters" if count else str(name)
@@ -69,7 +70,7 @@ class _Plain:
 pytree.register_pytree_node(
     Field,
     lambda field: ([field.parameters], field.function),
-    lambda leaves, function: Field(function, leaves[0]),
+    lambda leaves, function: Field(function, next(iter(leaves))),
 )
 
 Jets = tuple[Tensor, Tensor | None, Tensor | None]
@@ -325,7 +326,7 @@ def _pow(x: Any, p: Any) -> Jet:
     return x.through(v**p, p * v ** (p - 1), p * (p - 1) * v ** (p - 2))
 
 
-def _linear(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
+def _linear(x: Any, weight: Any, bias: Any = None) -> Jet:
     if not isinstance(x, Jet) or isinstance(weight, Jet):
         raise NotImplementedError("a layer whose weights are jets")
     image = x.linear(lambda parts: parts @ weight.mT)

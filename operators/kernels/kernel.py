@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from operators.kernels.functionals import Functionals
+from operators.kernels.jets import Field
 
 Lift = Any
 Positive = float | Tensor
@@ -30,7 +31,7 @@ def _unflatten(cls: type[Kernel], values: Any, context: tuple[Any, dict[str, Any
 
 
 class Kernel(ABC):
-    """``k(x, y)``, and ``L_i M_j k``: functionals of its two arguments, without forming derivatives.
+    """``k(x, y)``, and ``L_i M_j k``: functionals of its arguments, without forming derivatives.
 
     Two stages. `lift` works point by point: it rewrites each functional in the coordinates in which
     the kernel is simple, and is where networks are evaluated, n times. `pairs` works pair by pair
@@ -77,7 +78,7 @@ class Kernel(ABC):
 
     @property
     def smoothness(self) -> float:
-        """Derivatives that a functional may take: orders below this; infinite for smooth kernels."""
+        """A functional may take derivatives of orders below this; infinite for smooth kernels."""
         return float("inf")
 
     # --- what it does -------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class ScaledKernel(Kernel):
     _parameters = ("log_variance", "kernel")
 
     def __init__(self, kernel: Kernel, variance: Positive) -> None:
-        self.log_variance, self.kernel = log_of(variance, "variance"), kernel
+        self.log_variance, self.kernel = log_of(variance, "variance", single=True), kernel
 
     @property
     def smoothness(self) -> float:
@@ -205,7 +206,7 @@ class ScaledKernel(Kernel):
         return self.kernel.pairs(left, right)
 
     def __repr__(self) -> str:
-        return f"{_number(self.log_variance.exp())} * {self.kernel!r}"
+        return f"{_number(self.log_variance.exp())} * {_factor(self.kernel)}"
 
 
 class ProductKernel(Kernel):
@@ -242,7 +243,11 @@ class ProductKernel(Kernel):
         return total
 
     def __repr__(self) -> str:
-        return f"{self.left!r} * {self.right!r}"
+        return f"{_factor(self.left)} * {_factor(self.right)}"
+
+
+def _factor(kernel: Kernel) -> str:
+    return f"({kernel!r})" if isinstance(kernel, SumKernel) else repr(kernel)
 
 
 def _splits(L: Functionals) -> list[tuple[Functionals, Functionals]]:
@@ -260,23 +265,23 @@ def _splits(L: Functionals) -> list[tuple[Functionals, Functionals]]:
     return splits
 
 
-def log_of(value: Positive, name: str) -> Tensor:
+def log_of(value: Positive, name: str, *, single: bool = False) -> Tensor:
     """Logarithm of a positive number or tensor, with its graph.
 
     Raises
     ------
     ValueError
-        It is not positive, or not finite.
+        It is not positive, or not finite; or several numbers where a `single` one is meant.
     TypeError
         It is no number.
     """
     if not isinstance(value, (int, float, Tensor)) or isinstance(value, bool):
         raise TypeError(f"{name}={value!r}; expected a positive number or a tensor of them")
-    tensor = torch.as_tensor(value)
-    if not isinstance(value, Tensor):
-        tensor = tensor.to(torch.float64)
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} is {tensor.dtype}; expected a floating dtype")
+    if single and tensor.ndim:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected a number")
     known = tensor.detach()
     if not torch._C._functorch.is_functorch_wrapped_tensor(known) and not bool(
         ((known > 0) & torch.isfinite(known)).all()
@@ -286,7 +291,7 @@ def log_of(value: Positive, name: str) -> Tensor:
 
 
 def _name(named: dict[str, Tensor], name: str, value: Any) -> None:
-    if isinstance(value, Kernel):
+    if isinstance(value, (Kernel, Field)):
         value = value.parameters
     if isinstance(value, dict):
         for part, tensor in value.items():

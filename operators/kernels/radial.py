@@ -59,6 +59,8 @@ class RadialKernel(Kernel):
 
     def combine(self, coefficients: Combination, s: Tensor) -> Tensor:
         """``sum_k c_k f^(k)(s)``."""
+        if all(c is None for c in coefficients):
+            return torch.zeros_like(s)
         order = max(k for k, c in enumerate(coefficients) if c is not None)
         total = None
         for c, f in zip(coefficients, self.profile(s, order), strict=False):
@@ -66,6 +68,14 @@ class RadialKernel(Kernel):
                 total = c * f if total is None else torch.addcmul(total, c, f)
         assert total is not None
         return total
+
+    def combine_isotropic(self, terms: Terms, s: Tensor) -> Tensor:
+        """``sum_kj T_kj s^j f^(k)(s)``."""
+        coefficients: Combination = [None] * 5
+        for k in range(5):
+            powers = {j: thin for (of, j), thin in terms.items() if of == k}
+            coefficients[k] = _polynomial_in(s, powers) if powers else None
+        return self.combine(coefficients, s)
 
     def lift(self, L: Functionals) -> Lift:
         """The functionals in scaled coordinates."""
@@ -84,9 +94,9 @@ class RadialKernel(Kernel):
         for component in p[1:]:
             s = torch.addcmul(s, component, component)
         s = 0.5 * s
+        if all(L.gradient is None and L.hessian is None for L in (left, right)):
+            return self.combine_isotropic(_isotropic_terms(left, right), s)
         coefficients = _coefficients(_Side(left, p, s, -1), _Side(right, p, s, -2))
-        if all(c is None for c in coefficients):
-            return torch.zeros_like(s)
         return self.combine(coefficients, s)
 
 
@@ -208,6 +218,50 @@ def _coefficients(L: _Side, M: _Side) -> Combination:
     return A
 
 
+def _isotropic_terms(L: Functionals, M: Functionals) -> Terms:
+    """Coefficients for ``v + c Lap`` on both sides: polynomials in s, since ``p.p = 2 s``.
+
+    With ``X = v c' + c v'`` and ``Y = c c'``, of the derivatives of f from the 0th to the 4th: ``v
+    v'``, ``d X``, ``2 s X + d (d + 2) Y``, ``(4 d + 8) s Y``, ``4 s^2 Y``.
+    """
+    d, terms = L.dimension, Terms()
+    if L.value is not None and M.value is not None:
+        terms.add((0, 0), L.value, M.value)
+    for a, b in ((L.value, M.laplacian), (L.laplacian, M.value)):
+        if a is not None and b is not None:
+            terms.add((1, 0), d * a, b)
+            terms.add((2, 1), 2 * a, b)
+    if L.laplacian is not None and M.laplacian is not None:
+        a, b = L.laplacian, M.laplacian
+        terms.add((2, 0), d * (d + 2) * a, b)
+        terms.add((3, 1), (4 * d + 8) * a, b)
+        terms.add((4, 2), 4 * a, b)
+    return terms
+
+
+class Terms(dict[tuple[int, int], list[tuple[Tensor, Tensor]]]):
+    """``(k, j)`` to columns and rows whose outer products sum to the coefficient of ``s^j f^(k)``."""
+
+    def add(self, place: tuple[int, int], column: Tensor, row: Tensor) -> None:
+        """One more outer product."""
+        self.setdefault(place, []).append((column, row))
+
+
+def _polynomial_in(s: Tensor, powers: dict[int, list[tuple[Tensor, Tensor]]]) -> Tensor:
+    """``sum_j (sum of outer products)_j s^j``, each sum one product of thin matrices."""
+    total: Tensor | None = None
+    for j in range(max(powers, default=0), -1, -1):
+        thin = None
+        if j in powers:
+            columns, rows = zip(*powers[j], strict=True)
+            thin = torch.stack(columns, -1) @ torch.stack(rows, -2)
+        if total is not None:
+            total = s * total if thin is None else torch.addcmul(thin, s, total)
+        else:
+            total = thin
+    return torch.zeros_like(s) if total is None else total
+
+
 def _trace(L: _Side, M: _Side) -> Tensor | None:
     """``tr(S S')``; None for zero."""
     total = None
@@ -254,14 +308,20 @@ class RBF(RadialKernel):
         f = (-s).exp()
         return [f if k % 2 == 0 else -f for k in range(order + 1)]
 
+    def combine_isotropic(self, terms: Terms, s: Tensor) -> Tensor:
+        """One polynomial for all derivatives, as they differ in sign only."""
+        powers: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for (k, j), thin in terms.items():
+            signed = [(-column if k % 2 else column, row) for column, row in thin]
+            powers.setdefault(j, []).extend(signed)
+        return _polynomial_in(s, powers) * (-s).exp()
+
     def combine(self, coefficients: Combination, s: Tensor) -> Tensor:
         """``(c_0 - c_1 + c_2 - ...) exp(-s)``: one product for all of them."""
-        total = None
+        total = torch.zeros_like(s)
         for k, c in enumerate(coefficients):
             if c is not None:
-                term = c if k % 2 == 0 else -c
-                total = term if total is None else total + term
-        assert total is not None
+                total = total + c if k % 2 == 0 else total - c
         return total * (-s).exp()
 
 

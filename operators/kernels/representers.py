@@ -34,10 +34,10 @@ class Representers:
     Raises
     ------
     ValueError
-        There are no rows, a field has no kernel, or the functionals of one block are at different
-        points.
+        There are no rows, a field has no kernel, the functionals of one block are at different
+        points, or those of two blocks at points of different dimensions.
     TypeError
-        A block is something else.
+        A block is something else, or of another dtype or device than the first.
 
     Examples
     --------
@@ -57,12 +57,17 @@ class Representers:
                     f"the kernel of {name or 'the field'} is a {type(one).__name__}; expected a "
                     "Kernel, or a dictionary of one for each field"
                 )
+        if not isinstance(rows, (Functionals, Mapping, Sequence)) or isinstance(rows, str):
+            raise TypeError(
+                f"rows is a {type(rows).__name__}; expected Functionals or a list of them"
+            )
         blocks = [rows] if isinstance(rows, (Functionals, Mapping)) else list(rows)
         if not blocks:
             raise ValueError("rows is an empty list; expected at least one block of functionals")
         parts = [_by_field(block, kernels) for block in blocks]
         self.kernels = kernels
         self.points = [next(iter(part.values())).points for part in parts]
+        _check_alike(self.points)
         self.lifts: list[dict[str, Lift]] = [
             {name: kernels[name].lift(L) for name, L in part.items()} for part in parts
         ]
@@ -97,7 +102,9 @@ class Representers:
         found = []
         for lifts in self.lifts:
             rows = pytree.tree_map(lambda leaf: leaf.unsqueeze(1), lifts)
-            found.append(block_of_pairs(self.kernels, rows, rows)[..., 0, 0])
+            block = block_of_pairs(self.kernels, rows, rows)
+            assert block is not None
+            found.append(block[..., 0, 0])
         return torch.cat(found)
 
     def scaled(self, factors: Tensor) -> Representers:
@@ -129,6 +136,21 @@ def block_of_pairs(
             term = kernels[name].pairs(lift, right[name])
             total = term if total is None else total + term
     return total
+
+
+def _check_alike(points: list[Tensor]) -> None:
+    first = points[0]
+    for k, x in enumerate(points[1:], start=1):
+        if x.shape[-1] != first.shape[-1]:
+            raise ValueError(
+                f"block {k} of rows is at points of dimension {x.shape[-1]}; those of block 0 have "
+                f"dimension {first.shape[-1]}"
+            )
+        if (x.dtype, x.device) != (first.dtype, first.device):
+            raise TypeError(
+                f"block {k} of rows is {x.dtype} on {x.device}; block 0 is {first.dtype} on "
+                f"{first.device}"
+            )
 
 
 def _by_field(block: Any, kernels: Mapping[str, Kernel]) -> dict[str, Functionals]:

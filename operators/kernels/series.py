@@ -91,7 +91,10 @@ class Series:
         return self**-1.0 * other
 
     def __pow__(self, exponent: Any) -> Series:
-        """``y = u^p`` from ``u y' = p u' y``: ``k u_0 y_k = sum_{j>=1} (j p - (k - j)) u_j y_{k-j}``."""
+        """``y = u^p``, from ``u y' = p u' y``.
+
+        ``k u_0 y_k = sum_{j>=1} (j p - (k - j)) u_j y_{k-j}``.
+        """
         if isinstance(exponent, int) and 0 <= exponent <= 3:
             product = self._of(1.0)
             for _ in range(exponent):

@@ -61,7 +61,8 @@ def multiplied(L: Functionals, factor: tuple[Tensor, Tensor | None, Tensor | Non
         value = _plus(value, (L.gradient * slope).sum(-1))
     second = L.second()
     if second is not None:
-        assert slope is not None and bend is not None
+        assert slope is not None
+        assert bend is not None
         gradient = _plus(gradient, 2 * (second @ slope[..., None])[..., 0])
         value = _plus(value, (second * bend).sum((-2, -1)))
     laplacian = None if L.laplacian is None else a * L.laplacian

@@ -1,0 +1,414 @@
+"""`solve_pde`: the minimum-norm solution of nonlinear equations, by Gauss-Newton."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperlearn.gp.backend import Backend
+from hyperlearn.gp.pde import PDE, Linearised, State
+from hyperlearn.gp.posterior import Posterior
+from operators import Kernel
+from operators.kernels.jets import jets
+from solvers import ConvergenceWarning, NotConvergedError
+
+Start = Mapping[str, Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussNewton:
+    """``u_{k+1} = argmin |u| subject to R(u_k) + R'(u_k) (u - u_k) = 0``, with its globalisation.
+
+    Parameters
+    ----------
+    maxiter
+        Most linear solves.
+    rtol
+        Converged when the state changes by at most this, relative to its size (each argument of
+        each equation by itself, in the maximum norm).
+    line_search
+        Halve the step ``u_k + s (u - u_k)`` until the residuals, in units of each row's standard
+        deviation, decrease: by at least ``1e-4 s``, or to their level at convergence.
+    min_step
+        Where halving gives up, and a Levenberg-Marquardt step follows: ``(K + mu I) a = -R(u_k)`` in
+        the scaled rows, ``u_k + k(., L) a``, which shortens the step and turns it towards the
+        steepest descent. Its mu is multiplied by 10 until residuals decrease, and divided by 10
+        after.
+    damping
+        First mu; 0 for no such steps: then a failing line search takes its last step.
+    continuation
+        ``name of a parameter -> values`` on the way to its own: solved one after the other, each from
+        the solution before.
+    strict
+        Raise where the default warns.
+    """
+
+    maxiter: int = 30
+    rtol: float = 1e-7
+    line_search: bool = True
+    min_step: float = 1 / 64
+    damping: float = 1e-6
+    continuation: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.maxiter, int) or self.maxiter < 1:
+            raise ValueError(f"GaussNewton: maxiter={self.maxiter}; expected at least 1")
+        if not 0 < self.min_step <= 1:
+            raise ValueError(f"GaussNewton: min_step={self.min_step}; expected in (0, 1]")
+        for name in ("rtol", "damping"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"GaussNewton: {name}={getattr(self, name)}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one linear solve did.
+
+    Parameters
+    ----------
+    residual
+        Root mean square of the residuals before it, in units of their rows' standard deviations.
+    change
+        Largest relative change of the state.
+    step
+        Length s of the step; 0 for a Levenberg-Marquardt step.
+    norm
+        ``|u|`` of the linear problem's solution.
+    """
+
+    residual: float
+    change: float
+    step: float
+    norm: float
+
+
+@dataclass(frozen=True, eq=False)
+class PDESolution:
+    """A solution, and how it was reached.
+
+    Parameters
+    ----------
+    posterior
+        Of the last linearisation; evaluate the solution by it.
+    states
+        Values and derivatives that the residuals ask for, at the points of each equation.
+    converged
+        Whether the state stopped changing.
+    reason
+        In a sentence.
+    iterations
+        One for each linear solve.
+    """
+
+    posterior: Posterior
+    states: list[State]
+    converged: bool
+    reason: str
+    iterations: tuple[Iteration, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        # value, gradient, laplacian, hessian, evaluate, variance, sample: of the posterior.
+        if name.startswith("__") or "posterior" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.posterior, name)
+
+
+def solve_pde(
+    pde: PDE,
+    kernel: Kernel | Mapping[str, Kernel],
+    *,
+    nugget: float = 1e-10,
+    method: GaussNewton | None = None,
+    start: Start | Sequence[State] | PDESolution | Posterior | None = None,
+    backend: Backend | None = None,
+) -> PDESolution:
+    """The function of least norm that satisfies nonlinear equations at points (arXiv 2103.12959).
+
+    ``min |u|_k subject to R(u)(x_i) = 0``: equivalently, the most probable Gaussian process given the
+    equations. Each iteration solves one linear system with as many unknowns as equations.
+
+    Parameters
+    ----------
+    pde
+        Equations.
+    kernel
+        Of the unknown function; of several, one by name.
+    nugget
+        Relative to each row's variance. Smaller is more accurate, as its square root, down to
+        about 1e-13 in float64.
+    method
+        `GaussNewton` with its settings.
+    start
+        Functions by field, states, or another solution; u = 0 by default.
+    backend
+        Who factorises (see `choose_backend`).
+
+    Warns
+    -----
+    ConvergenceWarning
+        It did not converge; with ``strict`` `NotConvergedError` is raised.
+
+    Raises
+    ------
+    FloatingPointError
+        It diverged to NaN or infinity.
+
+    Examples
+    --------
+    >>> import torch, hyperlearn as hl, operators as ops
+    >>> x = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)[:, None]
+    >>> ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    >>> pde = hl.PDE([
+    ...     hl.Equation(lambda x, u, lap_u: -lap_u + u**3 - torch.sin(3 * x[0]), x),
+    ...     hl.Equation(lambda u: u, ends),
+    ... ])
+    >>> u = hl.solve_pde(pde, ops.RBF(0.3))
+    >>> u.converged, len(u.iterations) <= 5
+    (True, True)
+    """
+    method = method or GaussNewton()
+    kernels = by_field(kernel, pde)
+    states = starting_states(pde, start)
+    iterations: list[Iteration] = []
+    with torch.no_grad():
+        for stage in _stages(pde, method.continuation):
+            outcome = _iterate(stage, kernels, states, nugget, method, backend)
+            states = outcome.states
+            iterations += outcome.iterations
+    solution = replace(outcome, iterations=tuple(iterations))
+    if not solution.converged:
+        if method.strict:
+            raise NotConvergedError(solution.reason)
+        warnings.warn(solution.reason, ConvergenceWarning, stacklevel=2)
+    return solution
+
+
+def by_field(kernel: Kernel | Mapping[str, Kernel], pde: PDE) -> dict[str, Kernel]:
+    """Kernels by the names of the fields.
+
+    Raises
+    ------
+    ValueError
+        Other names.
+    """
+    fields = pde.fields
+    if isinstance(kernel, Kernel):
+        if len(fields) != 1:
+            raise ValueError(
+                f"kernel is one for the fields {', '.join(fields)}; expected a dictionary with one "
+                "for each"
+            )
+        return {fields[0]: kernel}
+    if not isinstance(kernel, Mapping) or set(kernel) != set(fields):
+        got = list(kernel) if isinstance(kernel, Mapping) else type(kernel).__name__
+        raise ValueError(f"kernel is {got}; expected a Kernel for each of {', '.join(fields)}")
+    return {name: kernel[name] for name in fields}
+
+
+def starting_states(pde: PDE, start: Any) -> list[State]:
+    """States of functions by field, of a solution, or zeros."""
+    if start is None:
+        return pde.zeros()
+    if isinstance(start, PDESolution):
+        start = start.posterior
+    if isinstance(start, Posterior):
+        with torch.no_grad():
+            return start.states(pde)
+    if isinstance(start, Mapping):
+        return [_state_of(equation, start) for equation in pde.equations]
+    states = [dict(state) for state in start]
+    for equation, state, zeros in zip(pde.equations, states, pde.zeros(), strict=True):
+        shapes = {name: tuple(value.shape) for name, value in state.items()}
+        expected = {name: tuple(value.shape) for name, value in zeros.items()}
+        if shapes != expected:
+            raise ValueError(f"start of {equation} has shapes {shapes}; expected {expected}")
+    return states
+
+
+def _state_of(equation: Any, functions: Start) -> State:
+    state, order = equation.zeros(), {"value": 0, "gradient": 1, "laplacian": 2, "hessian": 2}
+    for name, wanted in equation.wanted.items():
+        if wanted.field not in functions:
+            raise ValueError(f"start has no function for the field {wanted.field!r}")
+        function = functions[wanted.field]
+
+        def column(x: Any, function: Any = function) -> Any:
+            values = function(x)
+            return values.unsqueeze(-1) if values.ndim == x.ndim - 1 else values
+
+        value, slope, bend = jets(column, equation.points, order[wanted.kind])
+        if wanted.kind == "value":
+            state[name] = value[:, 0]
+        elif wanted.kind == "gradient":
+            assert slope is not None
+            state[name] = slope[:, 0]
+        else:
+            assert bend is not None
+            full = bend[:, 0]
+            state[name] = full if wanted.kind == "hessian" else full.diagonal(0, 1, 2).sum(-1)
+    return state
+
+
+def _stages(pde: PDE, continuation: Mapping[str, Sequence[float]]) -> list[PDE]:
+    """The PDE with other values of a parameter, and at last with its own."""
+    if not continuation:
+        return [pde]
+    if not isinstance(pde.params, Mapping) or any(name not in pde.params for name in continuation):
+        known = list(pde.params) if isinstance(pde.params, Mapping) else pde.params
+        raise ValueError(f"continuation in {list(continuation)}, but the PDE's params are {known}")
+    lengths = {len(values) for values in continuation.values()}
+    if len(lengths) != 1:
+        raise ValueError("continuation: the parameters have different numbers of values")
+    stages = []
+    for k in range(lengths.pop()):
+        changed = dict(pde.params)
+        for name, values in continuation.items():
+            old = pde.params[name]
+            changed[name] = torch.as_tensor(values[k]).to(old) if isinstance(old, Tensor) else values[k]
+        stages.append(replace(pde, params=changed))
+    return [*stages, pde]
+
+
+def step(
+    pde: PDE,
+    kernels: Mapping[str, Kernel],
+    states: Sequence[State],
+    nugget: float,
+    backend: Backend | None = None,
+    params: Any = None,
+) -> Posterior:
+    """One undamped step: the least norm subject to the equations linearised at the states."""
+    return Posterior(kernels, pde.linearised(states, params), nugget, backend)
+
+
+def _iterate(
+    pde: PDE,
+    kernels: Mapping[str, Kernel],
+    states: list[State],
+    nugget: float,
+    method: GaussNewton,
+    backend: Backend | None,
+) -> PDESolution:
+    mu, iterations = method.damping, []
+    posterior: Posterior | None = None
+    for _ in range(method.maxiter):
+        posterior = step(pde, kernels, states, nugget, backend)
+        proposed = posterior.states(pde)
+        change = _change(states, proposed)
+        before = _misfit(pde, states, posterior)
+        taken, length = proposed, 1.0
+        if not math.isfinite(change):
+            raise FloatingPointError(
+                f"Gauss-Newton diverged after {len(iterations) + 1} linear solves: the state is no "
+                "longer finite; start nearer to the solution, or use GaussNewton(continuation=...)"
+            )
+        if method.line_search and change > method.rtol:
+            found = _searched(pde, states, proposed, posterior, before, method.min_step)
+            if found is None and method.damping:
+                taken, mu = _damped(pde, states, posterior, before, mu)
+                length = 0.0
+            elif found is None:
+                length = method.min_step
+                taken = _between(states, proposed, length)
+            else:
+                taken, length = found
+        iterations.append(Iteration(before, change, length, float(posterior.norm())))
+        states = taken
+        if change <= method.rtol:
+            reason = f"converged after {len(iterations)} linear solves: relative change {change:.2g}"
+            return PDESolution(posterior, states, True, reason, tuple(iterations))
+    assert posterior is not None
+    last = iterations[-1]
+    reason = (
+        f"Gauss-Newton: not converged after {len(iterations)} linear solves: the state changed by "
+        f"{last.change:.2g}, asked for {method.rtol:.2g}; residuals are {last.residual:.2g} standard "
+        "deviations of the prior. Raise maxiter, start nearer, or continue in a parameter"
+    )
+    return PDESolution(posterior, states, False, reason, tuple(iterations))
+
+
+def _change(old: Sequence[State], new: Sequence[State]) -> float:
+    """Largest change of an argument, relative to the largest of its values."""
+    worst = 0.0
+    for before, after in zip(old, new, strict=True):
+        for name, value in after.items():
+            size = float(value.abs().max())
+            moved = float((value - before[name]).abs().max())
+            if not (math.isfinite(size) and math.isfinite(moved)):
+                return math.inf
+            worst = max(worst, moved / size if size > 0 else moved)
+    return worst
+
+
+def _misfit(pde: PDE, states: Sequence[State], posterior: Posterior) -> float:
+    """Root mean square of the residuals, in units of their rows' standard deviations."""
+    values = torch.cat([block.T.reshape(-1) for block in pde.values(states)])
+    return float((values * posterior.scale).square().mean().sqrt())
+
+
+def _between(old: Sequence[State], new: Sequence[State], s: float) -> list[State]:
+    return [
+        {name: before[name] + s * (after[name] - before[name]) for name in after}
+        for before, after in zip(old, new, strict=True)
+    ]
+
+
+def _searched(
+    pde: PDE,
+    states: list[State],
+    proposed: list[State],
+    posterior: Posterior,
+    before: float,
+    min_step: float,
+) -> tuple[list[State], float] | None:
+    """The longest step that makes residuals smaller; None for none."""
+    s = 1.0
+    # Where the equations hold but for errors that the nugget leaves, the norm alone decreases.
+    floor = 10 * _misfit_of_linear(posterior)
+    while s >= min_step:
+        trial = _between(states, proposed, s)
+        misfit = _misfit(pde, trial, posterior)
+        if math.isfinite(misfit) and misfit <= max((1 - 1e-4 * s) * before, floor):
+            return trial, s
+        s /= 2
+    return None
+
+
+def _misfit_of_linear(posterior: Posterior) -> float:
+    """What the nugget leaves of the linear equations: ``D alpha``, as a root mean square."""
+    return float((posterior.diagonal * posterior.alpha).square().mean().sqrt())
+
+
+def _damped(
+    pde: PDE, states: list[State], posterior: Posterior, before: float, mu: float
+) -> tuple[list[State], float]:
+    """``u_k + k(., L) a`` with ``(K + mu I) a = -R(u_k)``."""
+    values = torch.cat([block.T.reshape(-1) for block in pde.values(states)])
+    linear = posterior.linearised
+    for _ in range(24):
+        shifted = Posterior(
+            posterior.kernels,
+            Linearised(linear.blocks, -values, linear.noise),
+            mu + posterior.nugget,
+            posterior.backend,
+        )
+        steps = shifted.states(pde)
+        trial = [
+            {name: value + moved[name] for name, value in state.items()}
+            for state, moved in zip(states, steps, strict=True)
+        ]
+        misfit = _misfit(pde, trial, posterior)
+        if math.isfinite(misfit) and misfit < before:
+            return trial, max(mu / 10, 1e-14)
+        mu *= 10
+    raise FloatingPointError(
+        f"Gauss-Newton is stuck: no step of Levenberg-Marquardt makes the residuals ({before:.2g} "
+        "standard deviations of the prior) smaller; start elsewhere, or continue in a parameter"
+    )
