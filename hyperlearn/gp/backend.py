@@ -84,5 +84,3 @@ class _AddDiagonal(torch.autograd.Function):
     @staticmethod
     def backward(ctx, matrix_bar: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         return matrix_bar, matrix_bar.diagonal()
-
-

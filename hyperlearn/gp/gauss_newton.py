@@ -30,15 +30,16 @@ class GaussNewton:
     maxiter
         Most linear solves.
     rtol
-        Converged when the state changes by at most this, relative to its size (each argument of
-        each equation by itself, in the maximum norm).
+        Converged when the state would change by at most this, relative to its size (each argument of
+        each equation by itself, in the maximum norm); or by at most 1e-4 with nothing gained by it:
+        then rounding moves it.
     line_search
-        Halve the step ``u_k + s (u - u_k)`` until the residuals, in units of each row's standard
-        deviation, decrease: by at least ``1e-4 s``, or to their level at convergence.
+        Halve the step ``u_k + s (u - u_k)`` until ``|u|^2 + R(u)^2 / D`` decreases, with the nugget's
+        variances D: that is what the equations with a nugget minimise.
     min_step
         Where halving gives up, and a Levenberg-Marquardt step follows: ``(K + mu I) a = -R(u_k)`` in
         the scaled rows, ``u_k + k(., L) a``, which shortens the step and turns it towards the
-        steepest descent. Its mu is multiplied by 10 until residuals decrease, and divided by 10
+        steepest descent. Its mu is multiplied by 10 until the same decreases, and divided by 10
         after.
     damping
         First mu; 0 for no such steps: then a failing line search takes its last step.
@@ -50,7 +51,7 @@ class GaussNewton:
     """
 
     maxiter: int = 30
-    rtol: float = 1e-7
+    rtol: float = 1e-6
     line_search: bool = True
     min_step: float = 1 / 64
     damping: float = 1e-6
@@ -165,10 +166,12 @@ def solve_pde(
     >>> import torch, hyperlearn as hl, operators as ops
     >>> x = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)[:, None]
     >>> ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    >>> pde = hl.PDE([
-    ...     hl.Equation(lambda x, u, lap_u: -lap_u + u**3 - torch.sin(3 * x[0]), x),
-    ...     hl.Equation(lambda u: u, ends),
-    ... ])
+    >>> pde = hl.PDE(
+    ...     [
+    ...         hl.Equation(lambda x, u, lap_u: -lap_u + u**3 - torch.sin(3 * x[0]), x),
+    ...         hl.Equation(lambda u: u, ends),
+    ...     ]
+    ... )
     >>> u = hl.solve_pde(pde, ops.RBF(0.3))
     >>> u.converged, len(u.iterations) <= 5
     (True, True)
@@ -271,7 +274,9 @@ def _stages(pde: PDE, continuation: Mapping[str, Sequence[float]]) -> list[PDE]:
         changed = dict(pde.params)
         for name, values in continuation.items():
             old = pde.params[name]
-            changed[name] = torch.as_tensor(values[k]).to(old) if isinstance(old, Tensor) else values[k]
+            changed[name] = (
+                torch.as_tensor(values[k]).to(old) if isinstance(old, Tensor) else values[k]
+            )
         stages.append(replace(pde, params=changed))
     return [*stages, pde]
 
@@ -288,6 +293,95 @@ def step(
     return Posterior(kernels, pde.linearised(states, params), nugget, backend)
 
 
+@dataclass(frozen=True)
+class Advance:
+    """One iteration: where it led, and by which linear problem.
+
+    Parameters
+    ----------
+    states
+        After it.
+    posterior
+        Of the linearisation before it.
+    iteration
+        In numbers.
+    squared_norm
+        ``|u|^2`` after it.
+    settled
+        Whether the state stopped changing, to the tolerance or to rounding.
+    damping
+        For the next one.
+    """
+
+    states: list[State]
+    posterior: Posterior
+    iteration: Iteration
+    squared_norm: float
+    settled: bool
+    damping: float
+
+
+def advance(
+    pde: PDE,
+    kernels: Mapping[str, Kernel],
+    states: list[State],
+    *,
+    nugget: float,
+    method: GaussNewton,
+    backend: Backend | None = None,
+    squared_norm: float | None = None,
+    damping: float | None = None,
+) -> Advance:
+    """One Gauss-Newton iteration with its line search.
+
+    Parameters
+    ----------
+    squared_norm
+        ``|u_k|^2`` where it is known; by default that of its part in the span of the equations.
+    damping
+        mu of a Levenberg-Marquardt step, should one be needed.
+
+    Raises
+    ------
+    FloatingPointError
+        The new state is not finite, or no step makes anything better.
+    """
+    posterior = step(pde, kernels, states, nugget, backend)
+    proposed = posterior.states(pde)
+    change = _change(states, proposed)
+    if not math.isfinite(change):
+        raise FloatingPointError(
+            "Gauss-Newton diverged: the state is no longer finite; start nearer to the solution, or "
+            "use GaussNewton(continuation=...)"
+        )
+    merit = _Merit(pde, states, proposed, posterior, squared_norm)
+    mu = method.damping if damping is None else damping
+    before = float(merit.residual.square().mean().sqrt())
+    t: float | None = 1.0
+    if method.line_search and change > method.rtol:
+        t = merit.length(method.min_step)
+    if t is not None:
+        # Beyond rounding nothing is left to gain, though alpha, of 1e6, keeps the state moving.
+        settled = change <= method.rtol or (
+            change <= _ROUNDING and abs(merit.at(t) - merit.at(0.0)) <= 1e-6 * merit.at(0.0)
+        )
+        taken, norm = _between(states, proposed, t), merit.norm(t)
+    elif change <= _ROUNDING:
+        t, settled, taken, norm = 0.0, True, proposed, merit.new
+    elif method.damping:
+        taken, norm, mu = _damped(merit, mu)
+        t, settled = 0.0, False
+    else:
+        t, settled = method.min_step, False
+        taken, norm = _between(states, proposed, t), merit.norm(t)
+    iteration = Iteration(before, change, t, float(posterior.norm()))
+    return Advance(taken, posterior, iteration, norm, settled, mu)
+
+
+# Relative change of the state that the linear system's rounding may keep up.
+_ROUNDING = 1e-4
+
+
 def _iterate(
     pde: PDE,
     kernels: Mapping[str, Kernel],
@@ -296,42 +390,28 @@ def _iterate(
     method: GaussNewton,
     backend: Backend | None,
 ) -> PDESolution:
-    mu, iterations = method.damping, []
-    posterior: Posterior | None = None
+    iterations: list[Iteration] = []
+    norm, mu = None, method.damping
     for _ in range(method.maxiter):
-        posterior = step(pde, kernels, states, nugget, backend)
-        proposed = posterior.states(pde)
-        change = _change(states, proposed)
-        before = _misfit(pde, states, posterior)
-        taken, length = proposed, 1.0
-        if not math.isfinite(change):
-            raise FloatingPointError(
-                f"Gauss-Newton diverged after {len(iterations) + 1} linear solves: the state is no "
-                "longer finite; start nearer to the solution, or use GaussNewton(continuation=...)"
+        made = advance(
+            pde, kernels, states, nugget=nugget, method=method, backend=backend,
+            squared_norm=norm, damping=mu,
+        )  # fmt: skip
+        states, norm, mu = made.states, made.squared_norm, made.damping
+        iterations.append(made.iteration)
+        if made.settled:
+            change = made.iteration.change
+            reason = (
+                f"converged after {len(iterations)} linear solves: relative change {change:.2g}"
             )
-        if method.line_search and change > method.rtol:
-            found = _searched(pde, states, proposed, posterior, before, method.min_step)
-            if found is None and method.damping:
-                taken, mu = _damped(pde, states, posterior, before, mu)
-                length = 0.0
-            elif found is None:
-                length = method.min_step
-                taken = _between(states, proposed, length)
-            else:
-                taken, length = found
-        iterations.append(Iteration(before, change, length, float(posterior.norm())))
-        states = taken
-        if change <= method.rtol:
-            reason = f"converged after {len(iterations)} linear solves: relative change {change:.2g}"
-            return PDESolution(posterior, states, True, reason, tuple(iterations))
-    assert posterior is not None
+            return PDESolution(made.posterior, states, True, reason, tuple(iterations))
     last = iterations[-1]
     reason = (
         f"Gauss-Newton: not converged after {len(iterations)} linear solves: the state changed by "
         f"{last.change:.2g}, asked for {method.rtol:.2g}; residuals are {last.residual:.2g} standard "
         "deviations of the prior. Raise maxiter, start nearer, or continue in a parameter"
     )
-    return PDESolution(posterior, states, False, reason, tuple(iterations))
+    return PDESolution(made.posterior, states, False, reason, tuple(iterations))
 
 
 def _change(old: Sequence[State], new: Sequence[State]) -> float:
@@ -347,12 +427,6 @@ def _change(old: Sequence[State], new: Sequence[State]) -> float:
     return worst
 
 
-def _misfit(pde: PDE, states: Sequence[State], posterior: Posterior) -> float:
-    """Root mean square of the residuals, in units of their rows' standard deviations."""
-    values = torch.cat([block.T.reshape(-1) for block in pde.values(states)])
-    return float((values * posterior.scale).square().mean().sqrt())
-
-
 def _between(old: Sequence[State], new: Sequence[State], s: float) -> list[State]:
     return [
         {name: before[name] + s * (after[name] - before[name]) for name in after}
@@ -360,42 +434,69 @@ def _between(old: Sequence[State], new: Sequence[State], s: float) -> list[State
     ]
 
 
-def _searched(
-    pde: PDE,
-    states: list[State],
-    proposed: list[State],
-    posterior: Posterior,
-    before: float,
-    min_step: float,
-) -> tuple[list[State], float] | None:
-    """The longest step that makes residuals smaller; None for none."""
-    s = 1.0
-    # Where the equations hold but for errors that the nugget leaves, the norm alone decreases.
-    floor = 10 * _misfit_of_linear(posterior)
-    while s >= min_step:
-        trial = _between(states, proposed, s)
-        misfit = _misfit(pde, trial, posterior)
-        if math.isfinite(misfit) and misfit <= max((1 - 1e-4 * s) * before, floor):
-            return trial, s
-        s /= 2
-    return None
+class _Merit:
+    """``|u|^2 + R(u)^2 / D``: what the equations with a nugget minimise, along ``u_k + t (u - u_k)``.
+
+    ``R`` is scaled to the rows' deviations and D is the nugget, so for the linearised equations the
+    minimum is at t = 1. Inner products need no more than is known: ``<u, u_k> = alpha . L u_k``, and
+    ``L u_k = b + R(u_k)``.
+    """
+
+    def __init__(
+        self,
+        pde: PDE,
+        states: list[State],
+        proposed: list[State],
+        posterior: Posterior,
+        squared_norm: float | None,
+    ) -> None:
+        self.pde, self.states, self.proposed, self.posterior = pde, states, proposed, posterior
+        self.residual = self.scaled(states)
+        alpha, target = posterior.alpha, posterior.target
+        self.image = target + self.residual  # L u_k
+        if squared_norm is None:
+            squared_norm = float(self.image @ posterior.factor.solve(self.image))
+        self.old = squared_norm
+        self.new = float(alpha @ (target - posterior.diagonal * alpha))
+        self.cross = float(alpha @ self.image)
+
+    def scaled(self, states: list[State]) -> Tensor:
+        """Residuals in units of their rows' deviations."""
+        values = torch.cat([block.T.reshape(-1) for block in self.pde.values(states)])
+        return values * self.posterior.scale
+
+    def norm(self, t: float) -> float:
+        """``|u_k + t (u - u_k)|^2``."""
+        return (1 - t) ** 2 * self.old + 2 * t * (1 - t) * self.cross + t**2 * self.new
+
+    def at(self, t: float) -> float:
+        if t == 0:
+            return self.norm(0.0) + self.penalty(self.residual)
+        return self.norm(t) + self.penalty(self.scaled(_between(self.states, self.proposed, t)))
+
+    def penalty(self, residual: Tensor) -> float:
+        """``R^2 / D``."""
+        return float((residual**2 / self.posterior.diagonal).sum())
+
+    def length(self, min_step: float) -> float | None:
+        """The longest step, of 1, 1/2, 1/4, ..., that decreases it; None for none."""
+        start, t = self.at(0.0), 1.0
+        while t >= min_step:
+            value = self.at(t)
+            if math.isfinite(value) and value <= start * (1 + 1e-9):
+                return t
+            t /= 2
+        return None
 
 
-def _misfit_of_linear(posterior: Posterior) -> float:
-    """What the nugget leaves of the linear equations: ``D alpha``, as a root mean square."""
-    return float((posterior.diagonal * posterior.alpha).square().mean().sqrt())
-
-
-def _damped(
-    pde: PDE, states: list[State], posterior: Posterior, before: float, mu: float
-) -> tuple[list[State], float]:
-    """``u_k + k(., L) a`` with ``(K + mu I) a = -R(u_k)``."""
-    values = torch.cat([block.T.reshape(-1) for block in pde.values(states)])
-    linear = posterior.linearised
+def _damped(merit: _Merit, mu: float) -> tuple[list[State], float, float]:
+    """``u_k + k(., L) a`` with ``(K + mu I) a = -R(u_k)``; its squared norm; the next mu."""
+    pde, states, posterior = merit.pde, merit.states, merit.posterior
+    linear, before = posterior.linearised, merit.at(0.0)
     for _ in range(24):
         shifted = Posterior(
             posterior.kernels,
-            Linearised(linear.blocks, -values, linear.noise),
+            Linearised(linear.blocks, -merit.residual / posterior.scale, linear.noise),
             mu + posterior.nugget,
             posterior.backend,
         )
@@ -404,11 +505,15 @@ def _damped(
             {name: value + moved[name] for name, value in state.items()}
             for state, moved in zip(states, steps, strict=True)
         ]
-        misfit = _misfit(pde, trial, posterior)
-        if math.isfinite(misfit) and misfit < before:
-            return trial, max(mu / 10, 1e-14)
+        a = shifted.alpha
+        size = float(a @ (shifted.target - shifted.diagonal * a))
+        norm = merit.old + 2 * float(a @ merit.image) + size
+        value = norm + merit.penalty(merit.scaled(trial))
+        if math.isfinite(value) and value < before:
+            return trial, norm, max(mu / 10, 1e-14)
         mu *= 10
     raise FloatingPointError(
-        f"Gauss-Newton is stuck: no step of Levenberg-Marquardt makes the residuals ({before:.2g} "
-        "standard deviations of the prior) smaller; start elsewhere, or continue in a parameter"
+        "Gauss-Newton is stuck: no Levenberg-Marquardt step makes residuals (now "
+        f"{float(merit.residual.square().mean().sqrt()):.2g} standard deviations of the prior) or norm "
+        "smaller; start elsewhere, or continue in a parameter"
     )

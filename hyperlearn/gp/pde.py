@@ -97,7 +97,9 @@ class Equation:
                 raise ValueError(f"{self}: data is {got}; expected a tensor ({len(x)}, ...)")
             _check_finite(self.data, f"{self}: data")
         if not 0 <= self.noise < float("inf"):
-            raise ValueError(f"{self}: noise={self.noise}; expected a standard deviation, 0 or more")
+            raise ValueError(
+                f"{self}: noise={self.noise}; expected a standard deviation, 0 or more"
+            )
         if not self.wanted:
             raise ValueError(
                 f"{self} asks for no field; expected arguments such as u, grad_u, lap_u, hess_u"
@@ -113,7 +115,9 @@ class Equation:
         try:
             parameters = inspect.signature(self.residual).parameters.values()
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{self}: the arguments of the residual cannot be read: {error}") from None
+            raise TypeError(
+                f"{self}: the arguments of the residual cannot be read: {error}"
+            ) from None
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         for parameter in parameters:
             if parameter.kind not in kinds:
@@ -170,9 +174,7 @@ class Equation:
             elif wanted.kind == "gradient":
                 parts = [Functionals.gradient_at(x, a) for a in range(d)]
             else:
-                parts = [
-                    Functionals.second_at(x, a, b) for a in range(d) for b in range(a, d)
-                ]
+                parts = [Functionals.second_at(x, a, b) for a in range(d) for b in range(a, d)]
             found.setdefault(wanted.field, {})[name] = parts
         return found
 
@@ -235,7 +237,9 @@ class Equation:
             structure.append(reached)
         return structure
 
-    def linearised(self, state: State, params: Any = None) -> tuple[list[dict[str, Functionals]], Tensor]:
+    def linearised(
+        self, state: State, params: Any = None
+    ) -> tuple[list[dict[str, Functionals]], Tensor]:
         """``L u = b``, the residual's Taylor expansion to first order at a state.
 
         ``L = dR/du`` (the Frechet derivative: coefficients of u and its derivatives), ``b = L u_k -
@@ -247,7 +251,9 @@ class Equation:
             For each component a block of functionals by field; and ``b``, ``(m n,)``, block by block.
         """
 
-        def both(state: State, x: Tensor, data: Tensor | None, params: Any) -> tuple[Tensor, Tensor]:
+        def both(
+            state: State, x: Tensor, data: Tensor | None, params: Any
+        ) -> tuple[Tensor, Tensor]:
             value = self._one(state, x, data, params)
             return value, value
 
@@ -323,10 +329,12 @@ class PDE:
     >>> import torch, hyperlearn as hl
     >>> x = torch.rand(40, 2, dtype=torch.float64)
     >>> edge = torch.tensor([[0.0, 0.5], [1.0, 0.5]], dtype=torch.float64)
-    >>> pde = hl.PDE([
-    ...     hl.Equation(lambda u, lap_u: -lap_u + u**3 - 1.0, x),
-    ...     hl.Equation(lambda u: u, edge),
-    ... ])
+    >>> pde = hl.PDE(
+    ...     [
+    ...         hl.Equation(lambda u, lap_u: -lap_u + u**3 - 1.0, x),
+    ...         hl.Equation(lambda u: u, edge),
+    ...     ]
+    ... )
     >>> pde.fields
     ('u',)
     """
@@ -348,7 +356,9 @@ class PDE:
             )
         for equation in self.equations:
             if "params" in equation._arguments and self.params is None:
-                raise ValueError(f"{equation} takes params, and the PDE has none: PDE(..., params=)")
+                raise ValueError(
+                    f"{equation} takes params, and the PDE has none: PDE(..., params=)"
+                )
             object.__setattr__(equation, "_example_params", self.params)
 
     @property
