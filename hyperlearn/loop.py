@@ -257,15 +257,16 @@ class Loop:
                 raise
         if told := self.failures.told(self.step):
             warnings.warn(told, ConvergenceWarning, stacklevel=3)
+        took = f"{self.step} outer steps in {self.clock.seconds:.1f} s of training"
         return self.finish(
             "finished",
-            f"{self.step} outer steps in {self.clock.seconds:.1f} s of training",
+            "; ".join(filter(None, [took, self.estimator.settled])),
             whole=True,
         )
 
     def _steps(self) -> None:
         stop = self.recorded() is None and self.take_record()
-        while not stop and (spent := self.spent()) < 1:
+        while not stop and self.estimator.settled is None and (spent := self.spent()) < 1:
             self.bar.update(100 * spent - self.bar.n)
             self.save()
             self.between = False
@@ -293,13 +294,12 @@ class Loop:
 
     def advance(self) -> None:
         """One outer step: the inner solve, the hypergradient, a step on x."""
-        estimator, method, problem = self.estimator, self.method, self.problem
+        estimator, problem = self.estimator, self.problem
         trajectory = estimator.solve_inner(self.y, self.x)
         _check_finite(trajectory.y, "y")
         self.estimate = estimator.estimate(self.x, trajectory)
         _check_finite(self.estimate.gradient, "the hypergradient")
-        velocity = method.momentum * self.velocity + self.estimate.gradient
-        x = self.x - method.step_size * velocity
+        x, velocity = estimator.move(self.x, self.velocity, self.estimate.gradient)
         if problem.project_outer is not None:
             projected = problem.project_outer(self.x_space.unravel(x))
             x = self.x_space.ravel(projected, "project_outer(x)")
@@ -360,7 +360,10 @@ class Loop:
         run.history = _joined(self.earlier[0], new)
         run.certificates = _joined(self.earlier[1], _columns(self.certificates))
         run.certificate = self.certificates[-1][1] if self.certificates else run.certificate
-        run.result = {"x": self.x_space.unravel(self.x), "y": self.y_space.unravel(self.y)}
+        x, y = self.x_space.unravel(self.x), self.y_space.unravel(self.y)
+        run.result = {"x": x, "y": y}
+        if status in ("finished", "interrupted"):
+            run.result |= self.problem.conclude(y, x)
         logger.log(
             logging.INFO if status in ("finished", "interrupted") else logging.ERROR,
             "%s: %s: %s", self.problem.name, status, message,

@@ -127,6 +127,10 @@ class BilevelProblem:
         """Layout of x."""
         return Space.of(self.x0, "x0")
 
+    def conclude(self, y: Tree, x: Tree) -> Mapping[str, Any]:
+        """What a run's result holds beside x and y; nothing, for a problem of losses alone."""
+        return {}
+
     def oracles(self) -> Oracles:
         """Derivatives of this problem, with a counter at zero."""
         return Oracles(

@@ -37,6 +37,11 @@ class Backend(ABC):
     def factor(self, rows: Representers, diagonal: Tensor) -> Factor:
         """For ``A = K + diag(diagonal)`` with the Gram matrix K of the rows."""
 
+    def part(self, rows: Representers, diagonal: Tensor, factor: Factor, index: Tensor) -> Tensor:
+        """Rows and columns of A with these indices, dense."""
+        part = KernelGram(rows).submatrix(index, index)
+        return _with_diagonal(part, diagonal[index])
+
 
 @dataclass(frozen=True)
 class Dense(Backend):
@@ -44,6 +49,12 @@ class Dense(Backend):
 
     def factor(self, rows: Representers, diagonal: Tensor) -> Factor:  # noqa: D102
         return _DenseFactor(rows, diagonal)
+
+    def part(  # noqa: D102
+        self, rows: Representers, diagonal: Tensor, factor: Factor, index: Tensor
+    ) -> Tensor:
+        assert isinstance(factor, _DenseFactor)
+        return factor.matrix[index][:, index]
 
 
 class _DenseFactor:

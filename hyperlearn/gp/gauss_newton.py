@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hyperlearn.gp.backend import Backend
-from hyperlearn.gp.pde import PDE, Linearised, State
+from hyperlearn.gp.pde import PDE, State
 from hyperlearn.gp.posterior import Posterior
 from operators import Kernel
 from operators.kernels.jets import jets
@@ -365,7 +365,7 @@ def advance(
         settled = change <= method.rtol or (
             change <= _ROUNDING and abs(merit.at(t) - merit.at(0.0)) <= 1e-6 * merit.at(0.0)
         )
-        taken, norm = _between(states, proposed, t), merit.norm(t)
+        taken, norm = between(states, proposed, t), merit.norm(t)
     elif change <= _ROUNDING:
         t, settled, taken, norm = 0.0, True, proposed, merit.new
     elif method.damping:
@@ -373,7 +373,7 @@ def advance(
         t, settled = 0.0, False
     else:
         t, settled = method.min_step, False
-        taken, norm = _between(states, proposed, t), merit.norm(t)
+        taken, norm = between(states, proposed, t), merit.norm(t)
     iteration = Iteration(before, change, t, float(posterior.norm()))
     return Advance(taken, posterior, iteration, norm, settled, mu)
 
@@ -427,7 +427,8 @@ def _change(old: Sequence[State], new: Sequence[State]) -> float:
     return worst
 
 
-def _between(old: Sequence[State], new: Sequence[State], s: float) -> list[State]:
+def between(old: Sequence[State], new: Sequence[State], s: float) -> list[State]:
+    """``old + s (new - old)``, of states."""
     return [
         {name: before[name] + s * (after[name] - before[name]) for name in after}
         for before, after in zip(old, new, strict=True)
@@ -472,7 +473,7 @@ class _Merit:
     def at(self, t: float) -> float:
         if t == 0:
             return self.norm(0.0) + self.penalty(self.residual)
-        return self.norm(t) + self.penalty(self.scaled(_between(self.states, self.proposed, t)))
+        return self.norm(t) + self.penalty(self.scaled(between(self.states, self.proposed, t)))
 
     def penalty(self, residual: Tensor) -> float:
         """``R^2 / D``."""
@@ -496,7 +497,7 @@ def _damped(merit: _Merit, mu: float) -> tuple[list[State], float, float]:
     for _ in range(24):
         shifted = Posterior(
             posterior.kernels,
-            Linearised(linear.blocks, -merit.residual / posterior.scale, linear.noise),
+            replace(linear, target=-merit.residual / posterior.scale),
             mu + posterior.nugget,
             posterior.backend,
         )

@@ -395,7 +395,8 @@ class PDE:
             blocks += rows
             targets.append(target)
             variances.append(torch.full_like(target, equation.noise**2))
-        return Linearised(blocks, torch.cat(targets), torch.cat(variances))
+        sizes = tuple(len(target) for target in targets)
+        return Linearised(blocks, torch.cat(targets), torch.cat(variances), sizes)
 
 
 @dataclass(frozen=True)
@@ -405,3 +406,9 @@ class Linearised:
     blocks: list[Mapping[str, Functionals]]
     target: Tensor
     noise: Tensor
+    # Rows of each equation.
+    sizes: tuple[int, ...]
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Something of all rows, equation by equation."""
+        return rows.split(list(self.sizes))

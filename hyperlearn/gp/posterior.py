@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperlearn.gp.backend import Backend, Dense, Factor
-from hyperlearn.gp.pde import PDE, Linearised, State
+from hyperlearn.gp.pde import PDE, Equation, Linearised, State
 from operators import Functionals, Kernel, KernelGram, Representers
 
 Kernels = Mapping[str, Kernel]
@@ -95,29 +95,30 @@ class Posterior:
 
     def states(self, pde: PDE) -> list[State]:
         """What the residuals of each equation of a PDE ask for, at its points."""
-        found: list[State] = []
-        for equation in pde.equations:
-            order, blocks = [], []
-            for name, by_argument in equation.functionals().items():
-                for argument, parts in by_argument.items():
-                    order.append((argument, len(parts)))
-                    blocks += [{name: part} for part in parts]
-            values = self.evaluate(blocks).reshape(len(blocks), -1)
-            state, start, d = {}, 0, equation.points.shape[1]
-            for argument, count in order:
-                part = values[start : start + count]
-                start += count
-                kind = equation.wanted[argument].kind
-                if kind == "gradient":
-                    state[argument] = part.T
-                elif kind == "hessian":
-                    pairs = [(a, b) for a in range(d) for b in range(a, d)]
-                    state[argument] = _square(part.T, pairs, d)
-                else:
-                    state[argument] = part[0]
-            # In the order of the arguments, so that states of one equation have one structure.
-            found.append({argument: state[argument] for argument in equation.wanted})
-        return found
+        return [self.state(equation) for equation in pde.equations]
+
+    def state(self, equation: Equation) -> State:
+        """What the residual of an equation asks for, at its points."""
+        order, blocks = [], []
+        for name, by_argument in equation.functionals().items():
+            for argument, parts in by_argument.items():
+                order.append((argument, len(parts)))
+                blocks += [{name: part} for part in parts]
+        values = self.evaluate(blocks).reshape(len(blocks), -1)
+        state, start, d = {}, 0, equation.points.shape[1]
+        for argument, count in order:
+            part = values[start : start + count]
+            start += count
+            kind = equation.wanted[argument].kind
+            if kind == "gradient":
+                state[argument] = part.T
+            elif kind == "hessian":
+                pairs = [(a, b) for a in range(d) for b in range(a, d)]
+                state[argument] = _square(part.T, pairs, d)
+            else:
+                state[argument] = part[0]
+        # In the order of the arguments, so that states of one equation have one structure.
+        return {argument: state[argument] for argument in equation.wanted}
 
     # --- the rest of the distribution -----------------------------------------------------------
 

@@ -85,6 +85,8 @@ class Method(ABC):
 class Estimator(ABC):
     """Runs the inner solve and estimates the hypergradient, step after step; holds the state.
 
+    `settled` says, once it does, why there is nothing left to do: then the run ends.
+
     Parameters
     ----------
     method, problem, oracles
@@ -92,6 +94,8 @@ class Estimator(ABC):
     generator
         Source of every random draw.
     """
+
+    settled: str | None = None
 
     def __init__(
         self,
@@ -130,6 +134,11 @@ class Estimator(ABC):
     @abstractmethod
     def estimate(self, x: Tensor, trajectory: Trajectory) -> Estimate:
         """Hypergradient at the end of a trajectory."""
+
+    def move(self, x: Tensor, velocity: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The next x, before its projection, and velocity: gradient descent with momentum."""
+        velocity = self.method.momentum * velocity + gradient
+        return x - self.method.step_size * velocity, velocity
 
     def state(self) -> dict[str, Any]:
         """What the next steps depend on, of all that this holds, but for `generator`.

@@ -1,0 +1,34 @@
+"""Gaussian-process solvers for PDEs, and the learning of their kernels."""
+
+from hyperlearn.gp.backend import Backend, Dense
+from hyperlearn.gp.gauss_newton import GaussNewton, PDESolution, solve_pde
+from hyperlearn.gp.learning import KernelLearning, KernelProblem, kernel_problem, learnt_solution
+from hyperlearn.gp.objectives import (
+    KernelFlow,
+    LeaveOneOut,
+    MarginalLikelihood,
+    Objective,
+    ValidationResidual,
+)
+from hyperlearn.gp.pde import PDE, Equation
+from hyperlearn.gp.posterior import Posterior
+
+__all__ = [
+    "PDE",
+    "Backend",
+    "Dense",
+    "Equation",
+    "GaussNewton",
+    "KernelFlow",
+    "KernelLearning",
+    "KernelProblem",
+    "LeaveOneOut",
+    "MarginalLikelihood",
+    "Objective",
+    "PDESolution",
+    "Posterior",
+    "ValidationResidual",
+    "kernel_problem",
+    "learnt_solution",
+    "solve_pde",
+]
