@@ -108,6 +108,11 @@ class Diagonal(LinearOperator):
     def _exact_diagonal(self) -> Tensor:
         return self.values.expand(self.shape[0])
 
+    def submatrix(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """``d_i`` where ``i = j``, else zero; see `LinearOperator.submatrix`."""
+        met = rows[..., :, None] == columns[..., None, :]
+        return self._exact_diagonal()[rows][..., :, None] * met
+
     def _try_claims(self) -> bool:
         claim = next((c for c in self._claims if c.startswith("positive")), None)
         if claim is None or not readable(self.values):
@@ -355,6 +360,10 @@ class Dense(LinearOperator):
 
     def _exact_diagonal(self) -> Tensor | None:
         return self.matrix.diagonal() if self.shape[0] == self.shape[1] else None
+
+    def submatrix(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries, looked up; see `LinearOperator.submatrix`."""
+        return self.matrix[rows[..., :, None], columns[..., None, :]]
 
     def _exact_logdet(self) -> Tensor | None:
         if self.shape[0] != self.shape[1]:

@@ -255,6 +255,43 @@ class LinearOperator(ABC):
             return None if diagonal is None else diagonal.abs().log().sum()
         return None
 
+    def submatrix(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries ``A_ij`` for i in `rows` and j in `columns`, without the rest of A.
+
+        Classes that hold or can evaluate single entries define it: `Dense`, `Diagonal`, kernel Gram
+        matrices, and sums, multiples and transposes of these. No other falls back on products with
+        unit vectors, whose cost would be that of `to_dense`: ``Dense(A.to_dense())`` says so aloud.
+
+        Parameters
+        ----------
+        rows, columns
+            Integer tensors ``(..., k)`` and ``(..., m)`` with the same leading batch axes, on the
+            device of A; counted from zero.
+
+        Returns
+        -------
+        Tensor
+            ``(..., k, m)``, differentiable with respect to the tensors of A.
+
+        Raises
+        ------
+        TypeError
+            This class has no cheap entries.
+        IndexError
+            An index is out of range.
+
+        Examples
+        --------
+        >>> import torch, operators as ops
+        >>> A = ops.Dense(torch.tensor([[1.0, 2.0], [3.0, 4.0]])) + 10.0 * ops.Identity(2)
+        >>> A.submatrix(torch.tensor([1]), torch.tensor([0, 1]))
+        tensor([[ 3., 14.]])
+        """
+        raise TypeError(
+            f"{self!r} has no entries that cost less than products with it; where it is small, "
+            "take ops.Dense(A.to_dense())"
+        )
+
     def check_claims(self) -> bool:
         """Try the promised facts of this operator and its operands; runs by itself at first use.
 

@@ -10,6 +10,11 @@ from solvers.dense.qr import QR
 from solvers.dense.svd import SVD
 from solvers.differentiable import solve
 from solvers.iterative import IterativeSolver, PreconditionedSolver
+from solvers.kernel.kl_cholesky import KLCholesky, kl_factor
+from solvers.kernel.kl_factor import KLFactor
+from solvers.kernel.kl_pattern import KLPattern
+from solvers.kernel.pivoted_cholesky import PivotedCholesky
+from solvers.kernel.pivoting import PivotedFactor, pivoted_cholesky
 from solvers.krylov.bicgstab import BiCGStab
 from solvers.krylov.cg import CG
 from solvers.krylov.gmres import GMRES
@@ -94,6 +99,9 @@ __all__ = [
     "InverseRecursion",
     "IterativeSolver",
     "Jacobi",
+    "KLCholesky",
+    "KLFactor",
+    "KLPattern",
     "Kronecker",
     "LinearSolver",
     "LinearSystemSequence",
@@ -103,6 +111,8 @@ __all__ = [
     "NotPositiveDefiniteError",
     "Nystrom",
     "Permutation",
+    "PivotedCholesky",
+    "PivotedFactor",
     "Plan",
     "PreconditionedSolver",
     "Preconditioner",
@@ -129,6 +139,8 @@ __all__ = [
     "analyse",
     "condition_estimate",
     "explain",
+    "kl_factor",
     "optimal_omega",
+    "pivoted_cholesky",
     "solve",
 ]

@@ -146,6 +146,9 @@ class White(Kernel):
         return L
 
     def pairs(self, left: Lift, right: Lift) -> Tensor:  # noqa: D102
+        if left.value is None or right.value is None:
+            shape = torch.broadcast_shapes(left.points.shape[:-2], right.points.shape[:-2])
+            return left.points.new_zeros(*shape, len(left), len(right)) * self.log_variance.exp()
         same = (left.points[..., :, None, :] == right.points[..., None, :, :]).all(-1)
         both = left.value[..., :, None] * right.value[..., None, :]
         return self.log_variance.exp() * both * same

@@ -111,9 +111,8 @@ class KernelGram(LinearOperator):
         """
         right = self.left if self.right is None else self.right
         total = None
-        for i, (left_lifts, here) in enumerate(_picked(self.left, rows)):
-            for j, (right_lifts, there) in enumerate(_picked(right, columns)):
-                del i, j
+        for left_lifts, here in _picked(self.left, rows):
+            for right_lifts, there in _picked(right, columns):
                 block = block_of_pairs(self.left.kernels, left_lifts, right_lifts)
                 if block is None:
                     continue
@@ -163,6 +162,10 @@ def _side(device: torch.device) -> int:
 
 def _picked(rows: Representers, index: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """For each block: its lifts at the indices, clamped to it, and which of them are its own."""
+    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(rows)):
+        raise IndexError(
+            f"an index from {int(index.min())} to {int(index.max())}; expected 0 to {len(rows) - 1}"
+        )
     start = 0
     for lifts, size in zip(rows.lifts, rows.sizes, strict=True):
         own = (index >= start) & (index < start + size)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from operators.curvature.module import functional
+from operators.curvature.module import FunctionalModule, functional
 
 
 class Field:
@@ -51,7 +51,7 @@ class Field:
 
     def __repr__(self) -> str:
         inside = getattr(self.function, "given", self.function)
-        inside = getattr(inside, "_module", inside)
+        inside = inside.module if isinstance(inside, FunctionalModule) else inside
         name = getattr(inside, "__name__", None) or type(inside).__name__
         count = sum(tensor.numel() for tensor in self.parameters.values())
         return f"{name} of {count} parameters" if count else str(name)
@@ -106,7 +106,8 @@ def jets(field: Callable[[Any], Any], x: Tensor, order: int) -> Jets:
         return _values(field(x), x), None, None
     try:
         image = field(Jet.at(x, order))
-    except NotImplementedError:
+    except (NotImplementedError, TypeError, AttributeError):
+        # What `Jet` cannot do (comparisons, in-place), tensors may; or they say what is wrong.
         return _nested(field, x, order)
     if not isinstance(image, Jet):
         return _nested(field, x, order)
@@ -216,7 +217,8 @@ class Jet:
 
     def times(self, other: Jet) -> Jet:
         """``f g``, by Leibniz' rule."""
-        d, f, g = self.d, self.parts, other.parts
+        d, ndim = self.d, max(self.ndim, other.ndim)
+        f, g = _aligned(self.parts, ndim), _aligned(other.parts, ndim)
         parts = f * g[:1] + f[:1] * g
         rest = [f[:1] * g[:1], parts[1:]]
         if len(f) > 1 + d:
@@ -237,7 +239,7 @@ class Jet:
     def shifted(self, constant: Any) -> Jet:
         """``f + c``."""
         value = (self.value + constant)[None]
-        rest = self.parts[1:].expand(-1, *value.shape[1:])
+        rest = _aligned(self.parts[1:], value.ndim - 1).expand(-1, *value.shape[1:])
         return Jet(torch.cat([value, rest]), self.d)
 
     # --- as torch sees it ---------------------------------------------------------------------
@@ -279,6 +281,15 @@ class Jet:
     def __pow__(self, exponent: Any) -> Jet:
         return _pow(self, exponent)
 
+    # Else Python would answer from the identity of the objects.
+    def __eq__(self, other: object) -> bool:
+        raise NotImplementedError("no rule for comparisons")
+
+    def __bool__(self) -> bool:
+        raise NotImplementedError("no rule for truth")
+
+    __hash__ = object.__hash__
+
     def __matmul__(self, matrix: Tensor) -> Jet:
         return self.linear(lambda parts: parts @ matrix)
 
@@ -294,6 +305,12 @@ class Jet:
         return partial(_RULES[function], self)
 
 
+def _aligned(parts: Tensor, ndim: int) -> Tensor:
+    """With new axes before those of the value, as broadcasting with `ndim` axes adds them."""
+    count, *shape = parts.shape
+    return parts.reshape(count, *(1,) * (ndim - len(shape)), *shape)
+
+
 def _axis(dim: int) -> int:
     """An axis of the value as one of the parts."""
     return dim if dim < 0 else dim + 1
@@ -302,7 +319,8 @@ def _axis(dim: int) -> int:
 def _add(a: Any, b: Any, *, alpha: float = 1.0) -> Jet:
     b = b * alpha if alpha != 1 else b
     if isinstance(a, Jet) and isinstance(b, Jet):
-        return Jet(a.parts + b.parts, a.d)
+        ndim = max(a.ndim, b.ndim)
+        return Jet(_aligned(a.parts, ndim) + _aligned(b.parts, ndim), a.d)
     return a.shifted(b) if isinstance(a, Jet) else b.shifted(a)
 
 
@@ -310,7 +328,8 @@ def _mul(a: Any, b: Any) -> Jet:
     if isinstance(a, Jet) and isinstance(b, Jet):
         return a.times(b)
     jet, factor = (a, b) if isinstance(a, Jet) else (b, a)
-    return Jet(jet.parts * factor, jet.d)
+    ndim = max(jet.ndim, factor.ndim if isinstance(factor, Tensor) else 0)
+    return Jet(_aligned(jet.parts, ndim) * factor, jet.d)
 
 
 def _div(a: Any, b: Any) -> Jet:
@@ -321,6 +340,8 @@ def _pow(x: Any, p: Any) -> Jet:
     if not isinstance(x, Jet) or not isinstance(p, (int, float)):
         raise NotImplementedError("powers of jets have constant exponents")
     v = x.value
+    if p in (0, 1):  # where the formula has a negative power
+        return x.linear(torch.clone) if p == 1 else x.through(v**0, 0 * v, 0 * v)
     if p == 2:
         return x.times(x)
     return x.through(v**p, p * v ** (p - 1), p * (p - 1) * v ** (p - 2))

@@ -265,6 +265,19 @@ def _splits(L: Functionals) -> list[tuple[Functionals, Functionals]]:
     return splits
 
 
+def checked(kernel: Any) -> Kernel:
+    """The kernel itself.
+
+    Raises
+    ------
+    TypeError
+        It is none.
+    """
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel is a {type(kernel).__name__}; expected a Kernel")
+    return kernel
+
+
 def log_of(value: Positive, name: str, *, single: bool = False) -> Tensor:
     """Logarithm of a positive number or tensor, with its graph.
 

@@ -57,7 +57,7 @@ class Representers:
                     f"the kernel of {name or 'the field'} is a {type(one).__name__}; expected a "
                     "Kernel, or a dictionary of one for each field"
                 )
-        if not isinstance(rows, (Functionals, Mapping, Sequence)) or isinstance(rows, str):
+        if not isinstance(rows, (Functionals, Mapping, Sequence)):
             raise TypeError(
                 f"rows is a {type(rows).__name__}; expected Functionals or a list of them"
             )

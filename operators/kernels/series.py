@@ -24,12 +24,22 @@ def derivatives(f: Callable[[Any], Any], s: Tensor, order: int) -> list[Tensor]:
     """
     try:
         image = f(Series([s, torch.ones_like(s)] + [torch.zeros_like(s)] * (order - 1), order))
-    except NotImplementedError:
+    except (NotImplementedError, TypeError, AttributeError):
+        # What `Series` cannot do (comparisons, indices), tensors may; or they say what is wrong.
         return _nested(f, s, order)
-    if not isinstance(image, Series):
+    if isinstance(image, (int, float, Tensor)):
         image = Series([torch.as_tensor(image, dtype=s.dtype, device=s.device)], order)
+    if not isinstance(image, Series) or not all(_fits(c, s) for c in image.terms):
+        got = tuple(image.terms[0].shape) if isinstance(image, Series) else type(image).__name__
+        raise ValueError(f"a profile of s {tuple(s.shape)} returned {got}; expected the same shape")
     found = [c.expand_as(s) * math.factorial(k) for k, c in enumerate(image.terms)]
     return found + [torch.zeros_like(s)] * (order + 1 - len(found))
+
+
+def _fits(c: Tensor, s: Tensor) -> bool:
+    """Whether c expands to the shape of s."""
+    tail = s.shape[s.ndim - c.ndim :]
+    return c.ndim <= s.ndim and all(a in (1, b) for a, b in zip(c.shape, tail, strict=True))
 
 
 def _nested(f: Callable[[Any], Any], s: Tensor, order: int) -> list[Tensor]:
@@ -95,13 +105,10 @@ class Series:
 
         ``k u_0 y_k = sum_{j>=1} (j p - (k - j)) u_j y_{k-j}``.
         """
-        if isinstance(exponent, int) and 0 <= exponent <= 3:
-            product = self._of(1.0)
-            for _ in range(exponent):
-                product = product * self
-            return product
         if isinstance(exponent, Series):
             return (exponent * self.log()).exp()
+        if isinstance(exponent, (int, float)) and exponent >= 0 and exponent == int(exponent):
+            return self._whole_power(int(exponent))
         u, y = self.terms, [self.terms[0] ** exponent]
         for k in range(1, self.order + 1):
             total = sum(
@@ -113,6 +120,25 @@ class Series:
             )
             y.append(total / (k * u[0]))
         return Series(y, self.order)
+
+    def __rpow__(self, base: Any) -> Series:
+        return (self * torch.as_tensor(base, dtype=self.terms[0].dtype).log()).exp()
+
+    def _whole_power(self, exponent: int) -> Series:
+        """By products: nothing is divided by the value, which may be zero."""
+        if exponent == 0:
+            return self._of(1.0)
+        half = self._whole_power(exponent // 2)
+        return half * half * self if exponent % 2 else half * half
+
+    # Else Python would answer from the identity of the objects.
+    def __eq__(self, other: object) -> bool:
+        raise NotImplementedError("no rule for comparisons")
+
+    def __bool__(self) -> bool:
+        raise NotImplementedError("no rule for truth")
+
+    __hash__ = object.__hash__
 
     def exp(self) -> Series:
         """``k y_k = sum_j j u_j y_{k-j}``."""
@@ -151,12 +177,19 @@ class Series:
         return self.sincos()[1]
 
     def tanh(self) -> Series:
-        """``(exp(2 u) - 1) / (exp(2 u) + 1)``, written with decaying exponentials."""
-        return 2 / ((-2.0 * self).exp() + 1.0) - 1.0
+        """``y' = (1 - y^2) u'``."""
+        return self._solved(self.terms[0].tanh(), lambda y: 1.0 - y * y)
 
     def sigmoid(self) -> Series:
-        """``1 / (1 + exp(-u))``."""
-        return 1 / ((-self).exp() + 1.0)
+        """``y' = y (1 - y) u'``."""
+        return self._solved(self.terms[0].sigmoid(), lambda y: y * (1.0 - y))
+
+    def _solved(self, start: Tensor, slope: Callable[[Series], Series]) -> Series:
+        """``y' = slope(y) u'``, term by term: nothing overflows that the value does not."""
+        y = [start]
+        for k in range(1, self.order + 1):
+            y.append(_weighted(self.terms, slope(Series(y, k - 1)).terms, k) / k)
+        return Series(y, self.order)
 
     @classmethod
     def __torch_function__(
@@ -208,7 +241,7 @@ for _name, _rule in {
     "sub": lambda a, b: a - b if isinstance(a, Series) else -(b - a),
     "mul": lambda a, b: a * b if isinstance(a, Series) else b * a,
     "div": lambda a, b: a / b if isinstance(a, Series) else b**-1.0 * a,
-    "pow": lambda a, b: a**b if isinstance(a, Series) else (b * a.log()).exp(),
+    "pow": lambda a, b: a**b if isinstance(a, Series) else b.__rpow__(a),
 }.items():
     _RULES[getattr(torch, _name)] = _RULES[getattr(Tensor, _name)] = _rule
 for _name, _same in {
@@ -218,4 +251,4 @@ for _name, _same in {
     _RULES[getattr(Tensor, _name)] = _RULES[getattr(torch, _same)]
 _RULES[Tensor.__rsub__] = lambda a, b: b - a if isinstance(b, Series) else -(a - b)
 _RULES[Tensor.__rtruediv__] = lambda a, b: b / a if isinstance(b, Series) else a**-1.0 * b
-_RULES[Tensor.__rpow__] = lambda a, b: b**a if isinstance(b, Series) else (a * b.log()).exp()
+_RULES[Tensor.__rpow__] = lambda a, b: b**a if isinstance(b, Series) else a.__rpow__(b)

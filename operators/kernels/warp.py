@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from operators.kernels.functionals import Functionals
 from operators.kernels.jets import Field, jets
-from operators.kernels.kernel import Kernel, Lift, Positive, log_of
+from operators.kernels.kernel import Kernel, Lift, Positive, checked, log_of
 
 
 def pulled_back(L: Functionals, image: tuple[Tensor, Tensor | None, Tensor | None]) -> Functionals:
@@ -112,7 +113,7 @@ class WarpedKernel(Kernel):
     _parameters = ("kernel", "warp")
 
     def __init__(self, kernel: Kernel, warp: Any) -> None:
-        self.kernel, self.warp = kernel, Field.of(warp, "warp")
+        self.kernel, self.warp = checked(kernel), Field.of(warp, "warp")
 
     @property
     def smoothness(self) -> float:
@@ -157,7 +158,7 @@ class CoordinatesKernel(Kernel):
             raise ValueError(
                 f"axes={axes!r}; expected different coordinates, 0 or more, one at least"
             )
-        self.kernel, self.axes = kernel, tuple(axes)
+        self.kernel, self.axes = checked(kernel), tuple(axes)
 
     @property
     def smoothness(self) -> float:
@@ -200,6 +201,8 @@ class PeriodicKernel(Kernel):
         Of the image, whose coordinates stand in the order of the old ones, two for a period.
     periods
         ``axis -> p``.
+    lengthscale
+        Positive number, or one for each coordinate of x; it divides both parts of a circle.
     """
 
     _parameters = ("kernel", "log_lengthscale")
@@ -207,11 +210,18 @@ class PeriodicKernel(Kernel):
     def __init__(
         self, kernel: Kernel, periods: dict[int, float], lengthscale: Positive = 1.0
     ) -> None:
-        if not periods or any(period <= 0 for period in periods.values()):
+        if not periods or not all(
+            axis >= 0 and 0 < period < math.inf for axis, period in periods.items()
+        ):
             raise ValueError(f"periods={periods!r}; expected axis -> positive period, one at least")
-        self.kernel, self.periods = kernel, dict(periods)
+        self.kernel, self.periods = checked(kernel), dict(periods)
         # One length for each coordinate of x, so that both parts of a circle share theirs.
         self.log_lengthscale = log_of(lengthscale, "lengthscale")
+        if self.log_lengthscale.ndim > 1:
+            raise ValueError(
+                f"lengthscale has shape {tuple(self.log_lengthscale.shape)}; expected a number or "
+                "one for each coordinate"
+            )
 
     @property
     def smoothness(self) -> float:
@@ -222,7 +232,10 @@ class PeriodicKernel(Kernel):
         x, d = L.points, L.dimension
         if max(self.periods) >= d:
             raise ValueError(f"periods of axes {list(self.periods)}, but points of dimension {d}")
-        lengths = self.log_lengthscale.exp().expand(d)
+        lengths = self.log_lengthscale.exp()
+        if lengths.ndim and len(lengths) != d:
+            raise ValueError(f"{self!r} has {len(lengths)} lengths for points of dimension {d}")
+        lengths = lengths.expand(d)
         values, slopes, bends = [], [], []
         zero = torch.zeros_like(x[..., 0])
         for axis in range(d):
@@ -246,6 +259,9 @@ class PeriodicKernel(Kernel):
 
     def pairs(self, left: Lift, right: Lift) -> Tensor:  # noqa: D102
         return self.kernel.pairs(left, right)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, periods={self.periods})"
 
 
 def _placed(value: Tensor, axis: int, d: int) -> Tensor:
