@@ -30,8 +30,8 @@ class GaussNewton:
     maxiter
         Most linear solves.
     rtol
-        Converged when the state would change by at most this, relative to its size (each argument of
-        each equation by itself, in the maximum norm); or by at most 1e-4 with nothing gained by it:
+        Converged when the state would change by at most this, relative to its size (values and derivatives
+        of each field by themselves, in the maximum norm); or by at most 1e-4 with nothing gained by it:
         then rounding moves it.
     line_search
         Halve the step ``u_k + s (u - u_k)`` until ``|u|^2 + R(u)^2 / D`` decreases, with the nugget's
@@ -348,7 +348,7 @@ def advance(
     """
     posterior = step(pde, kernels, states, nugget, backend)
     proposed = posterior.states(pde)
-    change = _change(states, proposed)
+    change = _change(pde, states, proposed)
     if not math.isfinite(change):
         raise FloatingPointError(
             "Gauss-Newton diverged: the state is no longer finite; start nearer to the solution, or "
@@ -414,17 +414,22 @@ def _iterate(
     return PDESolution(made.posterior, states, False, reason, tuple(iterations))
 
 
-def _change(old: Sequence[State], new: Sequence[State]) -> float:
-    """Largest change of an argument, relative to the largest of its values."""
-    worst = 0.0
-    for before, after in zip(old, new, strict=True):
+def _change(pde: PDE, old: Sequence[State], new: Sequence[State]) -> float:
+    """Largest change of a value or derivative, relative to the largest of its kind and field.
+
+    Of all equations together: where a boundary value is zero, its own size says nothing.
+    """
+    size: dict[Any, float] = {}
+    moved: dict[Any, float] = {}
+    for equation, before, after in zip(pde.equations, old, new, strict=True):
         for name, value in after.items():
-            size = float(value.abs().max())
-            moved = float((value - before[name]).abs().max())
-            if not (math.isfinite(size) and math.isfinite(moved)):
+            kind = equation.wanted[name]
+            size[kind] = max(size.get(kind, 0.0), float(value.abs().max()))
+            step = float((value - before[name]).abs().max())
+            if not math.isfinite(step):
                 return math.inf
-            worst = max(worst, moved / size if size > 0 else moved)
-    return worst
+            moved[kind] = max(moved.get(kind, 0.0), step)
+    return max(moved[kind] / size[kind] if size[kind] > 0 else moved[kind] for kind in moved)
 
 
 def between(old: Sequence[State], new: Sequence[State], s: float) -> list[State]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from operators.kernels.representers import Block, Kernels, Representers, block_o
 from operators.linear_operator import LinearOperator
 from operators.space import Space
 from operators.structure import Structure
-from operators.tracing import wrapped
+from operators.tracing import forward_over_forward, readable, wrapped
 
 # Entries of a tile: what a few arrays of it leave of a core's cache; a GPU wants larger ones.
 _TILE = {"cpu": 256 * 256, "cuda": 4096 * 4096}
@@ -51,9 +52,9 @@ def gram(
 class KernelGram(LinearOperator):
     """``K_ij = <phi_i, psi_j>`` of two families of `Representers`; never formed unless asked for.
 
-    A product computes the entries tile by tile, uses them and forgets them: memory O(n + m) beside a
-    tile, also in its derivative, which computes each tile again. Of a symmetric matrix half of the
-    tiles are computed.
+    A product computes the entries tile by tile, uses them and forgets them: memory O(n + m) beside
+    a tile, also in its derivative, which computes each tile again. Of a symmetric matrix half of
+    the tiles are computed.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ class KernelGram(LinearOperator):
     Raises
     ------
     ValueError
-        The two have other kernels.
+        The two have other kernels, or points of other dimensions.
     TypeError
         They are not `Representers`, or of another dtype or device.
     """
@@ -75,11 +76,7 @@ class KernelGram(LinearOperator):
             if rows is not None and not isinstance(rows, Representers):
                 raise TypeError(f"{name} is a {type(rows).__name__}; expected Representers")
         columns = left if right is None else right
-        if set(columns.kernels) != set(left.kernels):
-            raise ValueError(
-                f"rows of fields {list(left.kernels)} and columns of fields "
-                f"{list(columns.kernels)}; expected the same kernels"
-            )
+        _check_alike(left, columns)
         super().__init__(
             Space.flat(len(columns), columns.dtype, columns.device),
             Space.flat(len(left), left.dtype, left.device),
@@ -100,6 +97,8 @@ class KernelGram(LinearOperator):
     def to_dense(self) -> Tensor:
         """Matrix ``(n, m)``, differentiable; of a symmetric one half is computed."""
         leaves, plan = self._plan()
+        if forward_over_forward():
+            return plan.dense(leaves)
         dense: Tensor = _Assembled.apply(plan, *leaves)
         return dense
 
@@ -130,6 +129,8 @@ class KernelGram(LinearOperator):
 
     def _matmat(self, block: Tensor) -> Tensor:
         leaves, plan = self._plan()
+        if forward_over_forward():
+            return plan.product(leaves, block)
         product: Tensor = _Applied.apply(plan, block, *leaves)
         return product
 
@@ -156,16 +157,37 @@ class KernelGram(LinearOperator):
         return leaves, _Plan(treespec, kernel_count, sizes, counts, _side(self.device))
 
 
+def _check_alike(left: Representers, right: Representers) -> None:
+    ours, spec = pytree.tree_flatten(left.kernels)
+    theirs, other_spec = pytree.tree_flatten(right.kernels)
+    pairs = zip(ours, theirs, strict=False)
+    if spec != other_spec or not all(
+        a is b or not readable(a, b) or torch.equal(a, b) for a, b in pairs
+    ):
+        raise ValueError(
+            f"rows of {left.kernels} and columns of {right.kernels}; expected the same kernels"
+        )
+    if (left.dtype, left.device) != (right.dtype, right.device):
+        raise TypeError(
+            f"rows are {left.dtype} on {left.device}, columns {right.dtype} on {right.device}"
+        )
+    x, y = left.points[0], right.points[0]
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(
+            f"rows at points of dimension {x.shape[-1]}, columns at points of dimension "
+            f"{y.shape[-1]}"
+        )
+
+
 def _side(device: torch.device) -> int:
     return int(_TILE.get(device.type, _TILE["cuda"]) ** 0.5)
 
 
 def _picked(rows: Representers, index: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """For each block: its lifts at the indices, clamped to it, and which of them are its own."""
-    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(rows)):
-        raise IndexError(
-            f"an index from {int(index.min())} to {int(index.max())}; expected 0 to {len(rows) - 1}"
-        )
+    lowest, highest = (int(index.min()), int(index.max())) if index.numel() else (0, 0)
+    if lowest < 0 or highest >= len(rows):
+        raise IndexError(f"indices {lowest} to {highest}; expected 0 to {len(rows) - 1}")
     start = 0
     for lifts, size in zip(rows.lifts, rows.sizes, strict=True):
         own = (index >= start) & (index < start + size)
@@ -376,7 +398,7 @@ def _pieces(sizes: list[int], side: int) -> list[tuple[int, int, int, int]]:
     for block, size in enumerate(sizes):
         count = max(1, -(-size // side))
         cuts = [size * k // count for k in range(count + 1)]
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+        for a, b in pairwise(cuts):
             found.append((block, a, b, offset + a))
         offset += size
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from operators.kernels.functionals import Functionals
 from operators.kernels.kernel import Kernel, Lift, Positive, log_of
 from operators.kernels.series import derivatives
 from operators.kernels.warp import scaled
+from operators.tracing import readable, tracked
 
 # Coefficients of f, f', ..., f'''' in a block; None for zero.
 Combination = list[Tensor | None]
@@ -23,8 +24,8 @@ class RadialKernel(Kernel):
     """``k(x, y) = f(s)`` with ``s = |z_x - z_y|^2 / 2`` and ``z = x / lengthscale``.
 
     A functional is a polynomial in the derivative by z, and ``f`` depends on z through s alone, so
-    that ``d_a f = f' p_a`` with ``p = z_x - z_y``, ``d_a d_b f = f'' p_a p_b + f' I_ab``, and so on to
-    the fourth order: a block is a combination of ``f, f', ..., f''''`` whose coefficients are
+    that ``d_a f = f' p_a`` with ``p = z_x - z_y``, ``d_a d_b f = f'' p_a p_b + f' I_ab``, and so on
+    to the fourth order: a block is a combination of ``f, f', ..., f''''`` whose coefficients are
     polynomials in p. Differences, never ``|x|^2 + |y|^2 - 2 x.y``: exact at coincident points.
 
     Parameters
@@ -38,7 +39,7 @@ class RadialKernel(Kernel):
     d more with gradients or mixed derivatives.
     """
 
-    _parameters = ("log_lengthscale",)
+    _parameters: ClassVar[tuple[str, ...]] = ("log_lengthscale",)
 
     def __init__(self, lengthscale: Positive = 1.0) -> None:
         self.log_lengthscale = log_of(lengthscale, "lengthscale")
@@ -177,8 +178,8 @@ def _plus(total: Tensor | None, term: Tensor) -> Tensor:
 def _coefficients(L: _Side, M: _Side) -> Combination:
     """Of ``f, ..., f''''`` in ``(v + g.d + S:dd)(v' + g'.d + S':dd) f(s)``.
 
-    With ``d_abc f = f''' ppp + f'' (p_a I_bc + ...)`` and ``d_abcd f = f'''' pppp + f''' (six terms p p
-    I) + f'' (three terms I I)``, contracted.
+    With ``d_abc f = f''' ppp + f'' (p_a I_bc + ...)`` and ``d_abcd f = f'''' pppp + f''' (six terms
+    p p I) + f'' (three terms I I)``, contracted.
     """
     A: Combination = [None] * 5
 
@@ -201,7 +202,8 @@ def _coefficients(L: _Side, M: _Side) -> Combination:
             if other.t is not None:
                 add(2, one.slope * other.t)
     if L.g is not None and M.g is not None:
-        assert L.slope is not None and M.slope is not None
+        assert L.slope is not None
+        assert M.slope is not None
         add(1, _dot(L.g, M.g))
         add(2, L.slope * M.slope)
     if L.q is not None and M.q is not None:
@@ -240,7 +242,7 @@ def _isotropic_terms(L: Functionals, M: Functionals) -> Terms:
 
 
 class Terms(dict[tuple[int, int], list[tuple[Tensor, Tensor]]]):
-    """``(k, j)`` to columns and rows whose outer products sum to the coefficient of ``s^j f^(k)``."""
+    """``(k, j)`` to columns and rows whose outer products sum to the factor of ``s^j f^(k)``."""
 
     def add(self, place: tuple[int, int], column: Tensor, row: Tensor) -> None:
         """One more outer product."""
@@ -328,10 +330,10 @@ class RBF(RadialKernel):
 class Matern(RadialKernel):
     """Matern kernel of half-integer order nu: 1/2, 3/2, 5/2, 7/2 or 9/2.
 
-    With ``t = sqrt(2 nu) r``: ``f = exp(-t) (1 + t + ...)``, and ``(1 / t) d/dt`` of the one of order
-    nu is minus that of order ``nu - 1``, divided by ``2 nu - 2``; so all derivatives by s are known.
-    The process has derivatives of order below nu: Laplacians need 5/2, and are rough there; take 7/2
-    where they matter.
+    With ``t = sqrt(2 nu) r``: ``f = exp(-t) (1 + t + ...)``, and ``(1 / t) d/dt`` of the one of
+    order nu is minus that of order ``nu - 1``, divided by ``2 nu - 2``; so all derivatives by s are
+    known. The process has derivatives of order below nu: Laplacians need 5/2, and are rough there;
+    take 7/2 where they matter.
 
     Parameters
     ----------
@@ -355,22 +357,30 @@ class Matern(RadialKernel):
     def profile(self, s: Tensor, order: int) -> list[Tensor]:  # noqa: D102
         p, weight = int(self.nu - 0.5), 2 * self.nu
         apart = s > 0
-        # The square root has no derivative at 0, where nothing depends on it to first order.
+        # The square root has no derivative at 0; what f has there is put back below.
         t = torch.where(apart, (2 * weight * torch.where(apart, s, 1.0)).sqrt(), 0.0)
         e = (-t).exp()
         found: list[Tensor] = []
-        factor = 1.0
+        # f^(k)(0): f^(k+1) is -(2 nu) / (2 q - 1) times the next one; below q = 1 the divisor is 1.
+        factors = [1.0]
+        for q in range(p, p - max(order, p), -1):
+            factors.append(factors[-1] * -weight / max(2 * q - 1, 1))
+        # Where t is constant, s has derivatives still: those of the Taylor polynomial, of value 0.
+        met = tracked(s) and not (readable(apart) and bool(apart.all()))
+        inside = torch.where(apart, 0.0, s) if met else None
         for k in range(order + 1):
-            q = p - k
+            q, factor = p - k, factors[k]
             if q >= 0:
-                found.append(factor * _horner(_polynomial(q), t) * e)
+                regular = factor * _horner(_polynomial(q), t) * e
+                if inside is not None and q:
+                    taylor = [factors[k + j] / math.factorial(j) for j in range(1, q + 1)]
+                    regular = regular + inside * _horner(taylor, inside)
+                found.append(regular)
             else:
                 # exp(-t) / t and what follows: infinite at 0, where its coefficient vanishes.
                 safe = torch.where(apart, t, 1.0)
                 singular = _horner(_reversed_bessel(-q), safe) * e / safe ** (1 - 2 * q - 2)
                 found.append(factor * torch.where(apart, singular, 0.0))
-            # f^(k+1) = -(2 nu) / (2 q - 1) times the next one; below q = 1 the divisor is 1.
-            factor *= -weight / (2 * q - 1 if q >= 1 else 1)
         return found
 
     def __repr__(self) -> str:
@@ -380,14 +390,14 @@ class Matern(RadialKernel):
 def _polynomial(p: int) -> list[float]:
     """Of ``phi_p = exp(-t) sum_i c_i t^i``, with ``phi_p(0) = 1``."""
     return [
-        math.factorial(p) / math.factorial(2 * p)
-        * math.factorial(2 * p - i) / (math.factorial(p - i) * math.factorial(i)) * 2.0**i
+        math.factorial(p) * math.factorial(2 * p - i) * 2**i
+        / (math.factorial(2 * p) * math.factorial(p - i) * math.factorial(i))
         for i in range(p + 1)
     ]  # fmt: skip
 
 
 def _reversed_bessel(k: int) -> list[float]:
-    """``((1/t) d/dt)^k exp(-t) = (-1)^k exp(-t) theta_{k-1}(t) / t^(2k-1)``: coefficients of theta."""
+    """Of theta in ``((1/t) d/dt)^k exp(-t) = (-1)^k exp(-t) theta_{k-1}(t) / t^(2k-1)``."""
     n = k - 1
     return [
         math.factorial(2 * n - i) / (math.factorial(n - i) * math.factorial(i) * 2.0 ** (n - i))
@@ -417,7 +427,7 @@ class RationalQuadratic(RadialKernel):
 
     def __init__(self, lengthscale: Positive = 1.0, alpha: Positive = 1.0) -> None:
         super().__init__(lengthscale)
-        self.log_alpha = log_of(alpha, "alpha")
+        self.log_alpha = log_of(alpha, "alpha", single=True)
 
     def profile(self, s: Tensor, order: int) -> list[Tensor]:  # noqa: D102
         alpha = self.log_alpha.exp()
@@ -457,8 +467,8 @@ class Radial(RadialKernel):
     Parameters
     ----------
     function
-        ``f(s, **parameters)`` with ``s = r^2 / (2 l^2)``, elementwise, of torch functions; smooth at
-        0, that is to say smooth in the square of the distance.
+        ``f(s, **parameters)`` with ``s = r^2 / (2 l^2)``, elementwise, of torch functions; smooth
+        at 0, that is to say smooth in the square of the distance.
     lengthscale
         Positive number, or one for each coordinate.
     parameters

@@ -38,8 +38,8 @@ def rows(n=5, d=2, seed=0):
     x = random(3 * n, d, seed=seed)
     a, b, c = x.split(n)
     return [
-        Functionals(a, normal(n, seed=seed), laplacian=normal(n, seed=seed + 1)),
-        Functionals(b, gradient=normal(n, d, seed=seed + 2)),
+        Functionals(a, normal(n, seed=seed), laplacian=0.03 * normal(n, seed=seed + 1)),
+        Functionals(b, gradient=0.2 * normal(n, d, seed=seed + 2)),
         Functionals.value_at(c),
     ]
 
@@ -50,10 +50,10 @@ def rows(n=5, d=2, seed=0):
 @pytest.mark.parametrize("name", list(kernels(2)))
 def test_tiles_do_not_matter(name, monkeypatch):
     kernel, _ = kernels(2)[name]
-    left, right = rows(), rows(seed=9)[:2]
-    V = normal(15, 3, seed=1)
+    left, right = rows(3), rows(3, seed=9)[:2]
+    V = normal(9, 3, seed=1)
     results = []
-    for area in (10**6, 4, 1, 49):
+    for area in (10**6, 4):
         monkeypatch.setattr(module, "_TILE", {"cpu": area, "cuda": area})
         K, M = ops.gram(kernel, left), ops.gram(kernel, left, right)
 
@@ -65,9 +65,7 @@ def test_tiles_do_not_matter(name, monkeypatch):
 
         gradient = func.grad(f, argnums=(0, 1))(kernel.parameters, V)
         leaves = torch.cat([g.reshape(-1) for g in gradient[0].values()])
-        results.append(
-            [K.to_dense(), M.to_dense(), K @ V, M @ V[:10], M.T @ V, leaves, gradient[1]]
-        )
+        results.append([K.to_dense(), M.to_dense(), K @ V, M @ V[:6], M.T @ V, leaves, gradient[1]])
     for other in results[1:]:
         for a, b in zip(other, results[0], strict=True):
             close(a, b, 1e-11)
@@ -86,7 +84,7 @@ def test_products_are_those_of_the_matrix(sizes, small_tiles):
     close(M @ W, other @ W, 1e-13)
     close(M.T @ V, other.T @ V, 1e-13)
     close(M.T.to_dense(), other.T, 1e-14)
-    close(K.diagonal(), dense.diagonal(), 1e-13)
+    close(ops.diagonal(K, method="exact").value, dense.diagonal(), 1e-13)
     close(M.T.T @ W, other @ W, 1e-13)
 
 
@@ -102,7 +100,8 @@ def test_facts():
     assert bool((K.points == torch.cat([part.points for part in L])).all())
     assert K.orders.tolist() == [2] * 5 + [1] * 5 + [0] * 5
     assert K.check_claims()
-    assert "RBF(lengthscale=0.5)" in repr(K)
+    assert repr(K) == "KernelGram(15, 15)"
+    assert "RBF(lengthscale=0.5)" in str(K)
     eta = 0.1 * ops.Identity(15, dtype=float64)
     assert (K + eta).positive_definite
     close((K + eta) @ torch.ones(15, dtype=float64), (K + eta).to_dense().sum(1), 1e-13)
@@ -120,12 +119,12 @@ def test_refuses():
     for other in (ops.Matern(0.5), ops.RBF(torch.ones(2, dtype=float64)), ops.RBF(0.6)):
         with pytest.raises(ValueError, match=r"expected the same kernels"):
             ops.KernelGram(R, ops.Representers(other, L))
-    with pytest.raises(TypeError, match=r"rows .* float64 .* columns .* float32"):
-        single = Functionals.value_at(random(3, 2).float())
-        ops.KernelGram(R, ops.Representers(ops.RBF(0.5), single))
-    with pytest.raises(ValueError, match=r"points of dimension 2 .* dimension 3"):
-        flat = Functionals.value_at(random(3, 3))
-        ops.KernelGram(R, ops.Representers(ops.RBF(0.5), flat))
+    single = ops.Representers(ops.RBF(0.5), Functionals.value_at(random(3, 2).float()))
+    with pytest.raises(TypeError, match=r"rows are torch.float64 on cpu, columns torch.float32"):
+        ops.KernelGram(R, single)
+    solid = ops.Representers(ops.RBF(0.5), Functionals.value_at(random(3, 3)))
+    with pytest.raises(ValueError, match=r"points of dimension 2, columns .* dimension 3"):
+        ops.KernelGram(R, solid)
 
 
 def test_equal_kernels_may_be_different_objects():
@@ -200,12 +199,13 @@ def test_submatrix_refuses_what_is_out_of_range(bad):
 
 # --- derivatives -------------------------------------------------------------------------------
 
+LENGTH, WEIGHT = net(2, 3, 1, last=nn.Softplus()), normal(3, 2)
 FAMILIES = {
     "rbf": lambda p: ops.RBF(p[0].exp()) * p[1].exp(),
     "ard": lambda p: ops.RBF(p.exp()),
     "matern": lambda p: ops.Matern(p[0].exp(), 3.5) * p[1].exp(),
-    "gibbs": lambda p: ops.Gibbs(net(2, 3, 1, last=nn.Softplus())).with_parameters(
-        {"lengthscale.2.bias": p[:1], "lengthscale.0.weight": normal(3, 2) * p[1]}
+    "gibbs": lambda p: ops.Gibbs(LENGTH).with_parameters(
+        {"lengthscale.2.bias": p[:1], "lengthscale.0.weight": WEIGHT * p[1]}
     ),
     "product": lambda p: ops.RBF(p[0].exp()) * ops.Polynomial(2, p[1].exp()),
     "own": lambda p: ops.Radial(lambda s, a: torch.exp(-s) / (1 + a * s), p[0].exp(), a=p[1].exp()),
@@ -214,11 +214,10 @@ FAMILIES = {
 P = torch.tensor([-0.7, 0.3], dtype=float64)
 U, V = normal(15, seed=1), normal(15, 2, seed=2)
 SCALARS = {
-    "dense": lambda K: (K.to_dense() * U[:, None]).sin().sum(),
-    "product": lambda K: (K @ V[:, 0] * U).sum(),
-    "block": lambda K: (K @ V).sin().sum(),
-    "quadratic": lambda K: U @ (K @ U),
-    "diagonal": lambda K: (K.diagonal() * U).sum(),
+    "dense": lambda K, u, v: (K.to_dense() * u[:, None]).sin().sum(),
+    "product": lambda K, u, v: (K @ v[:, 0] * u).sum(),
+    "block": lambda K, u, v: (K @ v).sin().sum(),
+    "variances": lambda K, u, v: (K.left.variances() * u).sum(),
 }
 
 
@@ -228,26 +227,18 @@ def difference(f, p, h=1e-5):
     return torch.stack([(f(p + h * e) - f(p - h * e)) / (2 * h) for e in units], -1)
 
 
-@pytest.mark.parametrize("tiles", ["whole", "small"])
+@pytest.mark.parametrize(
+    ("family", "tiles"), [*((name, "whole") for name in FAMILIES), ("rbf", "small")]
+)
 @pytest.mark.parametrize("scalar", list(SCALARS))
-@pytest.mark.parametrize("family", list(FAMILIES))
 def test_transforms_are_finite_differences(family, scalar, tiles, monkeypatch):
     if tiles == "small":
         monkeypatch.setattr(module, "_TILE", {"cpu": 9, "cuda": 9})
-    L = rows(3 if tiles == "small" else 5)
-    if tiles == "small" and family not in ("rbf", "gibbs"):
-        pytest.skip("tiles are tried with two families")
+    L = rows(2 if tiles == "small" else 4)
     u, v = U[: 3 * len(L[0])], V[: 3 * len(L[0])]
-    scalars = {
-        "dense": lambda K: (K.to_dense() * u[:, None]).sin().sum(),
-        "product": lambda K: (K @ v[:, 0] * u).sum(),
-        "block": lambda K: (K @ v).sin().sum(),
-        "quadratic": lambda K: u @ (K @ u),
-        "diagonal": lambda K: (K.diagonal() * u).sum(),
-    }
 
     def f(p):
-        return scalars[scalar](ops.gram(FAMILIES[family](p), L))
+        return SCALARS[scalar](ops.gram(FAMILIES[family](p), L), u, v)
 
     slopes = difference(f, P)
     gradient = func.grad(f)(P)
@@ -286,11 +277,11 @@ def test_forward_over_forward_is_right_or_refused():
 
 
 @pytest.mark.parametrize("family", ["rbf", "matern", "gibbs"])
-def test_gradcheck(family, small_tiles):
-    L = rows(2)
-    M = rows(1, seed=9)
+def test_gradcheck(family, monkeypatch):
+    monkeypatch.setattr(module, "_TILE", {"cpu": 1, "cuda": 1})
+    L, M = rows(1), rows(1, seed=9)[:2]
     p = P.clone().requires_grad_()
-    v, w = normal(6, 2).requires_grad_(), normal(3, seed=1).requires_grad_()
+    v, w = normal(3, 1).requires_grad_(), normal(2, seed=1).requires_grad_()
 
     def product(p, v):
         return ops.gram(FAMILIES[family](p), L) @ v
@@ -309,10 +300,10 @@ def test_gradcheck(family, small_tiles):
         assert gradgradcheck(f, at)
 
 
-@pytest.mark.parametrize("kernel", ["rbf", "gibbs", "warped", "polynomial", "product"])
+@pytest.mark.parametrize("kernel", ["rbf", "gibbs", "warped", "polynomial"])
 def test_derivative_by_the_points_and_coefficients(kernel, small_tiles):
     k, _ = kernels(2)[kernel]
-    v = normal(4, seed=5)
+    v = normal(3, seed=5)
 
     def f(x, c, g):
         L = [Functionals(x, gradient=g, laplacian=c), Functionals.value_at(x)]
@@ -320,10 +311,10 @@ def test_derivative_by_the_points_and_coefficients(kernel, small_tiles):
         w = torch.cat([v, v.flip(0)])
         return w @ (K @ w) + K.to_dense().sin().sum()
 
-    at = [random(4, 2), normal(4, seed=1), normal(4, 2, seed=2)]
+    at = [random(3, 2), 0.03 * normal(3, seed=1), 0.2 * normal(3, 2, seed=2)]
     at = [t.requires_grad_() for t in at]
     assert gradcheck(f, at)
-    assert gradgradcheck(f, at, atol=1e-4, rtol=1e-3)
+    assert gradgradcheck(f, at)
 
 
 def test_derivatives_of_several_fields(small_tiles):
@@ -333,9 +324,9 @@ def test_derivatives_of_several_fields(small_tiles):
     def f(p):
         fields = {"u": ops.RBF(p[0].exp()), "v": ops.Matern(p[1].exp(), 3.5)}
         L = [
-            {"u": Functionals.laplacian_at(x)},
-            {"v": Functionals.gradient_at(x, 0)},
-            {"u": Functionals.value_at(y), "v": Functionals.laplacian_at(y)},
+            {"u": 0.03 * Functionals.laplacian_at(x)},
+            {"v": 0.2 * Functionals.gradient_at(x, 0)},
+            {"u": Functionals.value_at(y), "v": 0.03 * Functionals.laplacian_at(y)},
         ]
         K = ops.gram(fields, L)
         return v @ (K @ v) + K.to_dense().sin().sum()
@@ -347,7 +338,7 @@ def test_derivatives_of_several_fields(small_tiles):
 def test_rows_of_zeros_are_differentiated():
     x = random(3, 2)
     v = normal(6)
-    for family in ("rbf", "matern", "gibbs", "product"):
+    for family in ("rbf", "matern", "own", "product"):
 
         def f(p, family=family):
             K = ops.gram(FAMILIES[family](p), [Functionals(x), Functionals.laplacian_at(x)])
