@@ -15,51 +15,65 @@ class DotProductKernel(Kernel):
     """``k(x, y) = f(t)`` with ``t = x . y``: ``d_x f = f' y``, ``d_y f = f' x``, and so on."""
 
     @abstractmethod
-    def profile(self, t: Tensor, order: int) -> list[Tensor]:
-        """``f(t), f'(t), ...`` to the given order."""
+    def profile(self, t: Tensor, order: int) -> list[Tensor | None]:
+        """``f(t), f'(t), ...`` to the given order; None for zero."""
 
     def lift(self, L: Functionals) -> Lift:
         """The functionals with all second-order coefficients in one field."""
         return Functionals(L.points, L.value, L.gradient, None, L.second())
 
     def pairs(self, left: Lift, right: Lift) -> Tensor:
-        """``(..., n, m)``."""
+        """``(..., n, m)``; every contraction is one product of matrices of point-wise features."""
         x, y = left.points, right.points
-        f = self.profile(x @ y.mT, 2 * max(left.order, right.order))
-        total = torch.zeros_like(f[0])
-        w = None if left.value is None else left.value[..., :, None]
-        w2 = None if right.value is None else right.value[..., None, :]
-        # Of the first argument's functional, contracted with y; of the second's, with x.
-        g = None if left.gradient is None else left.gradient @ y.mT
-        g2 = None if right.gradient is None else x @ right.gradient.mT
-        S, S2 = left.hessian, right.hessian
-        q = None if S is None else torch.einsum("...iab,...ja,...jb->...ij", S, y, y)
-        q2 = None if S2 is None else torch.einsum("...jab,...ia,...ib->...ij", S2, x, x)
+        w, g, S = left.value, left.gradient, left.hessian
+        w2, g2, S2 = right.value, right.gradient, right.hessian
+        # Of each derivative of f the terms of its coefficient, as rows and columns to multiply.
+        terms: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+        def add(k: int, rows: Tensor, columns: Tensor, factor: float = 1.0) -> None:
+            terms.setdefault(k, []).append((factor * rows, columns))
+
+        # What a functional contracts with the other point: g.y, y S y; and g'.x, x S' x.
+        yy, xx = _outer(y, y), _outer(x, x)
         if w is not None and w2 is not None:
-            total = total + w * w2 * f[0]
+            add(0, w[..., None], w2[..., None])
         if w is not None and g2 is not None:
-            total = total + w * g2 * f[1]
-        if w is not None and q2 is not None:
-            total = total + w * q2 * f[2]
+            add(1, w[..., None] * x, g2)
         if g is not None and w2 is not None:
-            total = total + g * w2 * f[1]
+            add(1, g, w2[..., None] * y)
+        if w is not None and S2 is not None:
+            add(2, w[..., None] * xx, S2.flatten(-2))
+        if S is not None and w2 is not None:
+            add(2, S.flatten(-2), w2[..., None] * yy)
         if g is not None and g2 is not None:
-            total = total + g * g2 * f[2] + (left.gradient @ right.gradient.mT) * f[1]
-        if g is not None and q2 is not None:
-            bent = torch.einsum("...ia,...jab,...ib->...ij", left.gradient, S2, x)
-            total = total + g * q2 * f[3] + 2 * bent * f[2]
-        if q is not None and w2 is not None:
-            total = total + q * w2 * f[2]
-        if q is not None and g2 is not None:
-            bent = torch.einsum("...ja,...iab,...jb->...ij", right.gradient, S, y)
-            total = total + q * g2 * f[3] + 2 * bent * f[2]
-        if q is not None and q2 is not None:
-            assert S is not None
-            assert S2 is not None
-            crossed = torch.einsum("...ia,...jab,...ibc,...jc->...ij", x, S2, S, y)
-            trace = torch.einsum("...iab,...jab->...ij", S, S2)
-            total = total + q * q2 * f[4] + 4 * crossed * f[3] + 2 * trace * f[2]
-        return total
+            add(1, g, g2)
+            add(2, _outer(g, x), _outer(y, g2))  # (g.y) (g'.x)
+        if g is not None and S2 is not None:
+            add(2, _outer(g, x), S2.flatten(-2), 2.0)  # g S' x
+            add(3, _outer(g, xx), _outer(y, S2.flatten(-2)))  # (g.y) (x S' x)
+        if S is not None and g2 is not None:
+            add(2, S.flatten(-2), _outer(g2, y), 2.0)
+            add(3, _outer(S.flatten(-2), x), _outer(yy, g2))
+        if S is not None and S2 is not None:
+            add(2, S.flatten(-2), S2.flatten(-2), 2.0)  # tr S S'
+            # x S' S y = sum x_a S'_ab S_bc y_c
+            rows = x[..., :, None, None] * S[..., None, :, :]
+            columns = S2[..., :, :, None] * y[..., None, None, :]
+            add(3, rows.flatten(-3), columns.flatten(-3), 4.0)
+            add(4, _outer(S.flatten(-2), xx), _outer(yy, S2.flatten(-2)))  # (y S y) (x S' x)
+        total = None
+        for k, f in enumerate(self.profile(x @ y.mT, max(terms, default=0))):
+            if f is None or k not in terms:
+                continue
+            rows, columns = zip(*terms[k], strict=True)
+            term = torch.cat(rows, -1) @ torch.cat(columns, -1).mT * f
+            total = term if total is None else total + term
+        return (x @ y.mT) * 0 if total is None else total
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """All products of components, ``(n, d e)``."""
+    return (a[..., :, None] * b[..., None, :]).flatten(-2)
 
 
 class Polynomial(DotProductKernel):
@@ -82,12 +96,13 @@ class Polynomial(DotProductKernel):
         self.log_slope = log_of(slope, "slope", single=True)
         self.log_offset = log_of(offset, "offset", single=True)
 
-    def profile(self, t: Tensor, order: int) -> list[Tensor]:  # noqa: D102
+    def profile(self, t: Tensor, order: int) -> list[Tensor | None]:  # noqa: D102
         slope, offset = self.log_slope.exp(), self.log_offset.exp()
-        base, factor, found = slope * t + offset, 1.0, []
+        base, factor = slope * t + offset, 1.0
+        found: list[Tensor | None] = []
         for k in range(order + 1):
             power = self.degree - k
-            found.append(factor * slope**k * base**power if power >= 0 else torch.zeros_like(t))
+            found.append(factor * slope**k * base**power if power >= 0 else None)
             factor = factor * power
         return found
 
@@ -109,10 +124,9 @@ class Linear(DotProductKernel):
     def __init__(self, variance: Positive = 1.0) -> None:
         self.log_variance = log_of(variance, "variance", single=True)
 
-    def profile(self, t: Tensor, order: int) -> list[Tensor]:  # noqa: D102
+    def profile(self, t: Tensor, order: int) -> list[Tensor | None]:  # noqa: D102
         variance = self.log_variance.exp()
-        f = [variance * t, variance.expand_as(t)]
-        return [*f, *[torch.zeros_like(t)] * max(0, order - 1)]
+        return [variance * t, variance.expand_as(t), *[None] * max(0, order - 1)]
 
 
 class White(Kernel):

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from operators.kernels.functionals import Functionals
+from operators.kernels.heat import Powers, heat_pairs
 from operators.kernels.jets import Field, jets
 from operators.kernels.kernel import Kernel, Lift
 from operators.kernels.warp import multiplied
-
-Powers = tuple[int, ...]
 
 
 class Gibbs(Kernel):
@@ -83,34 +82,10 @@ class Gibbs(Kernel):
 
     def pairs(self, left: Lift, right: Lift) -> Tensor:
         """``(..., n, m)``: see the class."""
-        x, y = left["points"], right["points"]
-        A, B = left["squares"], right["squares"]
-        d, k = x.shape[-1], A.shape[-1]
-        degrees = [
-            max(a[i] for a in left["terms"]) + max(b[i] for b in right["terms"]) for i in range(d)
-        ]
-        differences = [x[..., :, None, i] - y[..., None, :, i] for i in range(d)]
-        # d^n E = h_n E with h_0 = 1, h_1 = v, h_{n+1} = v h_n + n u h_{n-1}, where u = -2 / c and
-        # v = u (x - y).
-        tables: list[list[Tensor | None]] = []
-        exponent, volume = None, None
-        for i in range(d):
-            if i < k:
-                c = A[..., :, None, i] + B[..., None, :, i]
-                u = -2 / c
-                volume = c if volume is None else volume * c
-            v = u * differences[i]
-            term = v * differences[i]
-            exponent = term if exponent is None else exponent + term
-            table: list[Tensor | None] = [None, v]
-            for n in range(1, degrees[i]):
-                before = u if n == 1 else u * table[n - 1]
-                table.append(torch.add(v * table[n], before, alpha=n))
-            tables.append(table)
-        assert exponent is not None
-        assert volume is not None
-        E = (0.5 * exponent).exp() * (volume.rsqrt() if k == d or d == 1 else volume ** (-d / 2))
-        return _contracted(_grouped(left["terms"], right["terms"]), tables) * E
+        return heat_pairs(
+            left["points"], right["points"], left["squares"], right["squares"],
+            left["terms"], right["terms"],
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Gibbs({self.lengthscale!r})"
@@ -196,39 +171,3 @@ def _terms(
     if not terms:
         add((), torch.zeros_like(length[..., 0]))
     return terms
-
-
-def _grouped(
-    left: dict[Powers, Tensor], right: dict[Powers, Tensor]
-) -> dict[Powers, tuple[list[Tensor], list[Tensor]]]:
-    """``sum_{a + b = c} p_a q_b (-1)^|b|`` for each c, of low rank; by y the sign turns."""
-    groups: dict[Powers, tuple[list[Tensor], list[Tensor]]] = {}
-    signed = {b: -q if sum(b) % 2 else q for b, q in right.items()}
-    for a, p in left.items():
-        for b, q in signed.items():
-            both = groups.setdefault(tuple(i + j for i, j in zip(a, b, strict=True)), ([], []))
-            both[0].append(p)
-            both[1].append(q)
-    return groups
-
-
-def _contracted(
-    groups: dict[Powers, tuple[list[Tensor], list[Tensor]]], tables: list[list[Tensor | None]]
-) -> Tensor:
-    """``sum_c C_c prod_i h_{c_i}``, nested over the coordinates."""
-    if not tables:
-        ((lefts, rights),) = groups.values()
-        return torch.stack(lefts, -1) @ torch.stack(rights, -1).mT
-    inner: dict[int, dict[Powers, tuple[list[Tensor], list[Tensor]]]] = {}
-    for powers, both in groups.items():
-        inner.setdefault(powers[-1], {})[powers[:-1]] = both
-    total = None
-    for n, rest in inner.items():
-        block, h = _contracted(rest, tables[:-1]), tables[-1][n]
-        if h is not None and total is not None:
-            total = torch.addcmul(total, block, h)
-        else:
-            term = block if h is None else block * h
-            total = term if total is None else total + term
-    assert total is not None
-    return total

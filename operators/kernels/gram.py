@@ -396,6 +396,8 @@ def _pieces(sizes: list[int], side: int) -> list[tuple[int, int, int, int]]:
     """``(block, start, end, start in the matrix)``, of about equal sizes up to `side`."""
     found, offset = [], 0
     for block, size in enumerate(sizes):
+        if not size and any(sizes):
+            continue  # an empty tile would stand where the next one starts
         count = max(1, -(-size // side))
         cuts = [size * k // count for k in range(count + 1)]
         for a, b in pairwise(cuts):

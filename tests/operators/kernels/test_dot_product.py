@@ -37,7 +37,7 @@ def of_features(features, L):
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
-@pytest.mark.parametrize("degree", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("degree", [1, 2, 3, 5])
 def test_polynomial_is_the_product_of_its_features(degree, d):
     """The multinomial theorem."""
     slope, offset = 0.7, 1.3

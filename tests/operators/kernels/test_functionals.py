@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from operators import Functionals
 from tests.operators.kernels.families import blocks, close, float64, normal, random
 
-PROPERTY = settings(max_examples=30, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=12, deadline=None, derandomize=True)
 
 
 def u(x):
