@@ -30,9 +30,12 @@ from hyperlearn.gp import (
     Objective,
     PDESolution,
     Posterior,
+    Scan,
     ValidationResidual,
+    derivative_ratio,
     kernel_problem,
     learnt_solution,
+    scan_lengthscale,
     solve_pde,
 )
 from hyperlearn.hypergradients import hypergradient
@@ -122,6 +125,7 @@ __all__ = [
     "Run",
     "RunFileError",
     "RunInUseError",
+    "Scan",
     "Simplex",
     "Smoothness",
     "Unroll",
@@ -131,6 +135,7 @@ __all__ = [
     "WeightedLikelihood",
     "argmin",
     "check",
+    "derivative_ratio",
     "estimated_smoothness",
     "fixed_point",
     "hypergradient",
@@ -147,6 +152,7 @@ __all__ = [
     "recover",
     "resume",
     "root",
+    "scan_lengthscale",
     "solve_pde",
     "solvers",
 ]

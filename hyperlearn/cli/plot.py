@@ -21,8 +21,9 @@ def plot(
     kind: Annotated[
         str,
         typer.Option(
-            help="curves; certificates; fields or kernel (of one run); cleaning; or auto: cleaning "
-            "for runs of data-cleaning, else curves."
+            help="curves; certificates; fields, kernel or pde (of one run); cleaning; or auto: "
+            "cleaning for runs of data-cleaning, pde for one run of an experiment with a PDE, else "
+            "curves."
         ),
     ] = "auto",
     x: Annotated[

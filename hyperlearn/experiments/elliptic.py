@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from hyperlearn.experiments.pde_experiment import PDEExperiment, PDETask, errors, grid_fields
+from hyperlearn.experiments.pde_experiment import (
+    PDEExperiment,
+    PDETask,
+    errors,
+    grid_fields,
+    merged_errors,
+    named_parameters,
+    with_named_parameters,
+)
 from hyperlearn.experiments.references import elliptic, points
 from hyperlearn.gp import (
     PDE,
@@ -18,7 +26,6 @@ from hyperlearn.gp import (
     Posterior,
     ValidationResidual,
     kernel_problem,
-    solve_pde,
 )
 from hyperlearn.methods import Method
 from operators import RBF, Kernel, Polynomial
@@ -65,7 +72,9 @@ class EllipticA(PDEExperiment):
 
     def methods(self, task: Any, seed: int) -> Mapping[str, Method]:  # noqa: D102
         return {
-            "learn": KernelLearning(step_size=0.05, learning_steps=25, outer_batch_size=200),
+            "learn": KernelLearning(
+                step_size=0.05, learning_steps=25, outer_batch_size=min(200, task.validation)
+            ),
             "implicit": KernelLearning(step_size=0.05, hypergradient="implicit", newton_steps=8),
             "none": KernelLearning(step_size=0.0, learning_steps=1),
         }
@@ -76,26 +85,19 @@ class EllipticA(PDEExperiment):
 
     def problem(self, task: EllipticTask) -> KernelProblem:  # noqa: D102
         interior, boundary, held = equations(task)
+        pde = PDE([interior, boundary])
         grid = points.grid(task.test_grid, points.UNIT_SQUARE)
         reference = elliptic.solution(grid)
 
         def fields(posterior: Posterior) -> dict[str, Any]:
-            kernel = posterior.kernels["u"]
             found = grid_fields(posterior, grid, {"u": reference})
-            # All points together, as the paper evaluates what it learnt.
-            together = PDE([
-                interior.at(
-                    torch.cat([interior.points, held.points]), torch.cat([interior.data, held.data])
-                ),
-                boundary,
-            ])  # fmt: skip
-            merged = solve_pde(together, kernel, nugget=task.merged_nugget)
-            norms = errors(merged.value(grid), reference)
-            found |= {"merged_l2_error": norms[0], "merged_linf_error": norms[1]}
-            return found | named_parameters(kernel)
+            found |= merged_errors(
+                pde, held, posterior, grid, {"u": reference}, nugget=task.merged_nugget
+            )
+            return found | named_parameters(posterior.kernels["u"])
 
-        return kernel_problem(
-            PDE([interior, boundary]),
+        problem = kernel_problem(
+            pde,
             self.kernel(task),
             ValidationResidual([held]),
             nugget=task.nugget,
@@ -106,6 +108,7 @@ class EllipticA(PDEExperiment):
             fields=fields,
             name=self.name,
         )
+        return with_named_parameters(problem)
 
 
 class EllipticB(EllipticA):
@@ -115,19 +118,11 @@ class EllipticB(EllipticA):
 
     def methods(self, task: Any, seed: int) -> Mapping[str, Method]:  # noqa: D102
         return {
-            "learn": KernelLearning(step_size=0.05, learning_steps=25, outer_batch_size=200),
+            "learn": KernelLearning(
+                step_size=0.05, learning_steps=25, outer_batch_size=min(200, task.validation)
+            ),
             "none": KernelLearning(step_size=0.0, learning_steps=1),
         }
 
     def kernel(self, task: EllipticTask) -> Kernel:  # noqa: D102
         return 1.0 * RBF(task.lengthscale) + Polynomial(2)
-
-
-def named_parameters(kernel: Kernel) -> dict[str, float]:
-    """Numbers among a kernel's parameters, by their plain names, without logarithms."""
-    found = {}
-    for name, value in kernel.parameters.items():
-        if value.ndim == 0:
-            last = name.rpartition(".")[2]
-            found[last.removeprefix("log_")] = float(value.exp() if "log_" in last else value)
-    return found

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
 from typing import Any, get_type_hints
 
+from hyperlearn.budget import Budget
 from hyperlearn.by_name import imported
-from hyperlearn.experiments.data_cleaning import METHODS, DataCleaning, clean, load_data
+from hyperlearn.experiments import BUILT_IN, data_cleaning
+from hyperlearn.experiments.data_cleaning import METHODS, CleaningData, DataCleaning
 from hyperlearn.methods import Method
 from hyperlearn.outer import minimize
 from hyperlearn.problem import BilevelProblem
@@ -42,8 +45,32 @@ class Experiment(ABC):
         """`hyperlearn.minimize` with a method and some ``key=value`` changes to it."""
 
 
-class Cleaning(Experiment):
+class BuiltIn(Experiment):
+    """One that this library has: ``hyperlearn run`` runs it, and resumes it from its file."""
+
+    # What is run, and for how long, unless another is asked for.
+    default_method: str
+    default_budget: Budget
+
+    @abstractmethod
+    def problem(self, task: Any) -> BilevelProblem:
+        """The problem of a task, with its data."""
+
+    @abstractmethod
+    def run_method(
+        self, task: Any, label: str, method: Method, *, seed: int, **options: Any
+    ) -> Run:
+        """`hyperlearn.minimize` with a method as it is."""
+
+
+class Cleaning(BuiltIn):
     """`hyperlearn.experiments.data_cleaning`, as ``hyperlearn run`` runs it."""
+
+    default_method = "nhgd"
+    default_budget = Budget(seconds=60)
+
+    def __init__(self) -> None:
+        self._load = functools.lru_cache(maxsize=1)(_loaded)
 
     def task(self, seed: int) -> DataCleaning:  # noqa: D102
         return DataCleaning(data_seed=seed)
@@ -58,13 +85,26 @@ class Cleaning(Experiment):
         self, task: Any, label: str, changes: Sequence[str], *, seed: int, **options: Any
     ) -> Run:
         (method,) = override([METHODS[label]], changes)
-        return clean(
+        return data_cleaning.clean(
             method, task, seed=seed, label=label, data=_last_data(task), **options
-        )  # fmt: skip
+        )
+
+    def problem(self, task: Any) -> BilevelProblem:  # noqa: D102
+        return data_cleaning.cleaning_problem(self._load(task), task)
+
+    def run_method(  # noqa: D102
+        self, task: Any, label: str, method: Method, *, seed: int, **options: Any
+    ) -> Run:
+        data = self._load(task)
+        return data_cleaning.clean(method, task, seed=seed, label=label, data=data, **options)
 
 
-# A worker mostly has runs of one task after the other.
-_last_data = functools.lru_cache(maxsize=1)(load_data)
+def _loaded(task: DataCleaning) -> CleaningData:
+    return data_cleaning.load_data(task)
+
+
+# A worker mostly has runs of one task after the other, each with an experiment of its own.
+_last_data = functools.lru_cache(maxsize=1)(_loaded)
 
 
 class FunctionExperiment(Experiment):
@@ -127,7 +167,21 @@ class FunctionExperiment(Experiment):
 
 
 _SIGNATURE = "make(seed, **settings) -> (BilevelProblem, dict of a Method by name)"
-_BUILT_IN: dict[str, type[Experiment]] = {"data-cleaning": Cleaning}
+
+
+def built_in_experiment(name: str) -> BuiltIn:
+    """One of `hyperlearn.experiments.BUILT_IN`.
+
+    Raises
+    ------
+    ValueError
+        There is none of the name.
+    """
+    if name not in BUILT_IN:
+        raise ValueError(unknown_name("experiment", name, BUILT_IN))
+    module, _, cls = BUILT_IN[name].partition(":")
+    made: BuiltIn = getattr(importlib.import_module(f"hyperlearn.experiments.{module}"), cls)()
+    return made
 
 
 def experiment(name: str) -> Experiment:
@@ -140,10 +194,10 @@ def experiment(name: str) -> Experiment:
     FileNotFoundError
         There is no such file.
     """
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]()
+    if name in BUILT_IN:
+        return built_in_experiment(name)
     if ":" not in name:
-        known = [*_BUILT_IN, "MODULE:FUNCTION", "FILE.py:FUNCTION"]
+        known = [*BUILT_IN, "MODULE:FUNCTION", "FILE.py:FUNCTION"]
         raise ValueError(unknown_name("experiment", name, known))
     return FunctionExperiment(imported(name), name)
 

@@ -1,21 +1,28 @@
-"""`PDEExperiment`: a PDE with its points, kernel, reference and methods, as ``hyperlearn run`` runs it."""
+"""`PDEExperiment`: a PDE with points, kernel, reference and methods, for ``hyperlearn run``."""
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from hyperlearn.experiments.experiment import Experiment
-from hyperlearn.gp import KernelProblem, Posterior
+from hyperlearn.budget import Budget
+from hyperlearn.experiments.experiment import BuiltIn
+from hyperlearn.experiments.references import points
+from hyperlearn.gp import PDE, Equation, KernelLearning, KernelProblem, Posterior, solve_pde
 from hyperlearn.methods import Method
 from hyperlearn.outer import minimize
 from hyperlearn.runs import Field, Run
 from hyperlearn.settings import override
+from operators import Kernel
+from solvers import ConvergenceWarning, NotPositiveDefiniteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +58,15 @@ class PDETask:
             raise ValueError(f"nugget={self.nugget}; expected between 0 and 1")
 
 
-class PDEExperiment(Experiment):
+class PDEExperiment(BuiltIn):
     """A task whose problem is a `KernelProblem` and whose methods are those of a table."""
 
     name: str
+    default_method = "learn"
+    default_budget = Budget(steps=250)
 
     @abstractmethod
-    def task(self, seed: int) -> PDETask:
+    def task(self, seed: int) -> Any:
         """The settings at their defaults; the seed is that of the points too."""
 
     @abstractmethod
@@ -84,6 +93,62 @@ class PDEExperiment(Experiment):
         )  # fmt: skip
 
 
+# --- points and kernels -------------------------------------------------------------------------
+
+
+def initial_and_walls(n: int, box: points.Box, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A third of n points at the initial time, the others on both walls alike; ``(t, x)``."""
+    first = n // 3
+    upper = (n - first) // 2
+    start = points.uniform_face(first, box, generator, axis=0, upper=False)
+    walls = [
+        points.uniform_face(count, box, generator, axis=1, upper=side)
+        for side, count in ((False, n - first - upper), (True, upper))
+    ]
+    return start, torch.cat(walls)
+
+
+class LengthNetwork(nn.Module):
+    """``softplus(MLP(x)) / divisor``, tanh between layers ``2-50-50-outputs``: lengths of `Gibbs`.
+
+    Weights are drawn as Glorot's normal ones and biases are zero, so that lengths are about ``log 2
+    / divisor`` at first.
+
+    Parameters
+    ----------
+    outputs
+        1 for one length, 2 for one a coordinate.
+    divisor
+        Lengths are small against the domain.
+    seed
+        Of the weights.
+    """
+
+    def __init__(self, outputs: int, divisor: float, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        layers: list[nn.Module] = []
+        for n, m in itertools.pairwise([2, 50, 50, outputs]):
+            linear = nn.utils.skip_init(nn.Linear, n, m, dtype=torch.float64)
+            nn.init.xavier_normal_(linear.weight, generator=generator)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.Tanh()]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.divisor = divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(n, 2)`` to ``(n, outputs)``."""
+        return F.softplus(self.layers(x)) / self.divisor
+
+
+def untrained() -> KernelLearning:
+    """The method that leaves the kernel as it is, and converges the state."""
+    return KernelLearning(step_size=0.0, learning_steps=1)
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
 def collocation(problem: KernelProblem) -> dict[str, Any]:
     """Points of each equation, by its name."""
     return {
@@ -96,6 +161,19 @@ def errors(found: Tensor, reference: Tensor) -> tuple[float, float]:
     """Root mean square and largest error."""
     difference = found - reference
     return float(difference.square().mean().sqrt()), float(difference.abs().max())
+
+
+def error_metrics(
+    grid: Tensor, reference: Mapping[str, Tensor]
+) -> dict[str, Callable[[Posterior], float]]:
+    """`errors` on a grid, of the worst field, as metrics of a problem."""
+
+    def worst(which: int) -> Callable[[Posterior], float]:
+        return lambda p: max(
+            errors(p.value(grid, name), exact)[which] for name, exact in reference.items()
+        )
+
+    return {"l2_error": worst(0), "linf_error": worst(1)}
 
 
 def grid_fields(
@@ -146,4 +224,94 @@ def lengthscale_fields(
         return {"lengthscale": Field(lengths[..., 0], coordinates)}
     return {
         f"lengthscale_{axis}": Field(lengths[..., k], coordinates) for k, axis in enumerate(axes)
+    }
+
+
+def named_parameters(kernel: Kernel, axes: tuple[str, str] = ("x", "y")) -> dict[str, float]:
+    """A kernel's numbers by their plain names, without logarithms; of a pair one a coordinate."""
+    found = {}
+    for name, value in kernel.parameters.items():
+        last = name.rpartition(".")[2]
+        numbers = value.exp() if last.startswith("log_") else value
+        last = last.removeprefix("log_")
+        if numbers.ndim == 0:
+            found[last] = float(numbers)
+        else:
+            found |= {f"{last}_{a}": float(v) for a, v in zip(axes, numbers, strict=True)}
+    return found
+
+
+def with_named_parameters(
+    problem: KernelProblem, axes: tuple[str, str] = ("x", "y")
+) -> KernelProblem:
+    """The same, with `named_parameters` of its only kernel as metrics: a run records their path."""
+    (field,) = problem.kernels
+    return with_numbers(problem, lambda kernels: named_parameters(kernels[field], axes))
+
+
+def with_numbers(
+    problem: KernelProblem, numbers: Callable[[Mapping[str, Kernel]], dict[str, float]]
+) -> KernelProblem:
+    """The same, with numbers of its kernels as metrics."""
+
+    def at(name: str) -> Callable[[Any, Any], float]:
+        return lambda y, x: numbers(problem.kernels_at(x))[name]
+
+    return replace(
+        problem, metrics={**problem.metrics, **{n: at(n) for n in numbers(problem.kernels)}}
+    )
+
+
+def together(equation: Equation, held: Equation) -> Equation:
+    """An equation at its points and at those of another one."""
+    data = None
+    if equation.data is not None and held.data is not None:
+        data = torch.cat([equation.data, held.data])
+    return equation.at(torch.cat([equation.points, held.points]), data)
+
+
+def merged_errors(
+    pde: PDE,
+    held: Equation,
+    posterior: Posterior,
+    grid: Tensor,
+    reference: Mapping[str, Tensor],
+    *,
+    nugget: float,
+) -> dict[str, Any]:
+    """Errors when collocation and validation points are taken together, as the paper tests kernels.
+
+    Gauss-Newton goes on from the learnt solution: with short lengths it may not get there from
+    zero. Whether it converged is part of the result, and so is what stopped it.
+
+    Parameters
+    ----------
+    pde
+        Its first equation is the one that `held` has more points of.
+    held
+        The equation at validation points.
+    posterior
+        What was learnt.
+    grid, reference
+        As for `grid_fields`.
+    nugget
+        Of this solution.
+    """
+    interior, *others = pde.equations
+    everything = PDE([together(interior, held), *others], pde.params)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # it is in the result
+            found = solve_pde(
+                everything, posterior.kernels, nugget=nugget, start=posterior,
+                backend=posterior.backend,
+            )  # fmt: skip
+    except (FloatingPointError, NotPositiveDefiniteError) as error:
+        return {"merged_converged": False, "merged_reason": str(error)}
+    pairs = [errors(found.value(grid, name), exact) for name, exact in reference.items()]
+    return {
+        "merged_l2_error": max(pair[0] for pair in pairs),
+        "merged_linf_error": max(pair[1] for pair in pairs),
+        "merged_converged": found.converged,
+        "merged_reason": found.reason,
     }

@@ -2,7 +2,13 @@
 
 from hyperlearn.gp.backend import Backend, Dense
 from hyperlearn.gp.gauss_newton import GaussNewton, PDESolution, solve_pde
-from hyperlearn.gp.learning import KernelLearning, KernelProblem, kernel_problem, learnt_solution
+from hyperlearn.gp.learning import (
+    KernelLearning,
+    KernelProblem,
+    derivative_ratio,
+    kernel_problem,
+    learnt_solution,
+)
 from hyperlearn.gp.objectives import (
     KernelFlow,
     LeaveOneOut,
@@ -12,6 +18,7 @@ from hyperlearn.gp.objectives import (
 )
 from hyperlearn.gp.pde import PDE, Equation
 from hyperlearn.gp.posterior import Posterior
+from hyperlearn.gp.scan import Scan, scan_lengthscale
 
 __all__ = [
     "PDE",
@@ -27,8 +34,11 @@ __all__ = [
     "Objective",
     "PDESolution",
     "Posterior",
+    "Scan",
     "ValidationResidual",
+    "derivative_ratio",
     "kernel_problem",
     "learnt_solution",
+    "scan_lengthscale",
     "solve_pde",
 ]

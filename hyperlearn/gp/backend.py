@@ -1,32 +1,86 @@
-"""Who solves with a Gram matrix: dense Cholesky, preconditioned CG, sparse Cholesky; and which."""
+"""Who solves with a Gram matrix: `Backend`, what it makes, and `Dense`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from operators import KernelGram, Representers
+from operators import Functionals, Kernel, KernelGram, Representers
 from solvers.dense.factor import CholeskyFactor
 
+# Functionals, a dictionary of them by field for each block.
+Blocks = Sequence[Mapping[str, Functionals]]
 
-class Factor(Protocol):
-    """What stands for ``A = K + D``; all of it differentiable."""
 
+@dataclass(frozen=True, eq=False)
+class System:
+    """``A = S K S + D``: the Gram matrix of functionals, scaled, plus a diagonal.
+
+    Parameters
+    ----------
+    kernels
+        By field.
+    blocks
+        Functionals, not scaled.
+    rows
+        The same, scaled and lifted.
+    scale, diagonal
+        ``(n,)``: S and D.
+    """
+
+    kernels: Mapping[str, Kernel]
+    blocks: Blocks
+    rows: Representers
+    scale: Tensor
+    diagonal: Tensor
+
+
+class Factor(ABC):
+    """What stands for A, and for the process that it is the covariance of; all differentiable.
+
+    By default the process has the kernels' own covariances.
+    """
+
+    system: System
+
+    @abstractmethod
     def solve(self, b: Tensor) -> Tensor:
         """``A^-1 b`` for ``(n,)`` or ``(n, k)``."""
 
+    @abstractmethod
     def product(self, v: Tensor) -> Tensor:
         """``A v``, in the entries of A themselves."""
 
+    @abstractmethod
     def logdet(self) -> Tensor:
         """``log det A``."""
 
+    @abstractmethod
     def inverse(self) -> Tensor:
         """``A^-1``, dense."""
+
+    def evaluate(self, blocks: Blocks, alpha: Tensor) -> Tensor:
+        """``k(M, L) S alpha``, ``(m,)``: tile by tile, ``m n`` evaluations."""
+        return self._cross(blocks) @ alpha
+
+    def cross(self, blocks: Blocks) -> Tensor:
+        """``k(M, L) S``, ``(m, n)``."""
+        return self._cross(blocks).to_dense()
+
+    def variances(self, blocks: Blocks) -> Tensor:
+        """``M_i M_i k``, ``(m,)``."""
+        return Representers(self.system.kernels, blocks).variances()
+
+    def covariances(self, blocks: Blocks) -> Tensor:
+        """``k(M, M)``, ``(m, m)``."""
+        return KernelGram(Representers(self.system.kernels, blocks)).to_dense()
+
+    def _cross(self, blocks: Blocks) -> KernelGram:
+        return KernelGram(Representers(self.system.kernels, blocks), self.system.rows)
 
 
 @dataclass(frozen=True)
@@ -34,8 +88,17 @@ class Backend(ABC):
     """Settings of a way to solve."""
 
     @abstractmethod
-    def factor(self, rows: Representers, diagonal: Tensor) -> Factor:
-        """For ``A = K + diag(diagonal)`` with the Gram matrix K of the rows."""
+    def factor(self, system: System, previous: Factor | None = None) -> Factor:
+        """For one system.
+
+        Parameters
+        ----------
+        system
+            ``A = S K S + D``.
+        previous
+            That of the same functionals with other coefficients: what does not depend on these, or
+            may be a little stale, is taken from it where the kernels have the same parameters.
+        """
 
     def part(self, rows: Representers, diagonal: Tensor, factor: Factor, index: Tensor) -> Tensor:
         """Rows and columns of A with these indices, dense."""
@@ -47,8 +110,8 @@ class Backend(ABC):
 class Dense(Backend):
     """Dense Cholesky: ``n^3 / 3`` flops, ``8 n^2`` bytes twice in float64. Exact."""
 
-    def factor(self, rows: Representers, diagonal: Tensor) -> Factor:  # noqa: D102
-        return _DenseFactor(rows, diagonal)
+    def factor(self, system: System, previous: Factor | None = None) -> Factor:  # noqa: D102
+        return _DenseFactor(system)
 
     def part(  # noqa: D102
         self, rows: Representers, diagonal: Tensor, factor: Factor, index: Tensor
@@ -57,10 +120,10 @@ class Dense(Backend):
         return factor.matrix[index][:, index]
 
 
-class _DenseFactor:
-    def __init__(self, rows: Representers, diagonal: Tensor) -> None:
-        matrix = KernelGram(rows).to_dense()
-        self.matrix = _with_diagonal(matrix, diagonal)
+class _DenseFactor(Factor):
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.matrix = _with_diagonal(KernelGram(system.rows).to_dense(), system.diagonal)
         self.cholesky = CholeskyFactor(self.matrix)
 
     def solve(self, b: Tensor) -> Tensor:

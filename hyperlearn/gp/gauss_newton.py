@@ -16,7 +16,7 @@ from hyperlearn.gp.pde import PDE, State
 from hyperlearn.gp.posterior import Posterior
 from operators import Kernel
 from operators.kernels.jets import jets
-from solvers import ConvergenceWarning, NotConvergedError
+from solvers import ConvergenceWarning, Info, NotConvergedError
 
 Start = Mapping[str, Callable[[Tensor], Tensor]]
 
@@ -188,9 +188,16 @@ def solve_pde(
     solution = replace(outcome, iterations=tuple(iterations))
     if not solution.converged:
         if method.strict:
-            raise NotConvergedError(solution.reason)
+            raise NotConvergedError(_info(solution))
         warnings.warn(solution.reason, ConvergenceWarning, stacklevel=2)
     return solution
+
+
+def _info(found: PDESolution) -> Info:
+    """In the words of `solvers`."""
+    residual = found.iterations[-1].residual
+    count = len(found.iterations)
+    return Info(False, count, residual, "GaussNewton", "maxiter", found.reason, 0)
 
 
 def by_field(kernel: Kernel | Mapping[str, Kernel], pde: PDE) -> dict[str, Kernel]:
@@ -288,9 +295,10 @@ def step(
     nugget: float,
     backend: Backend | None = None,
     params: Any = None,
+    previous: Posterior | None = None,
 ) -> Posterior:
     """One undamped step: the least norm subject to the equations linearised at the states."""
-    return Posterior(kernels, pde.linearised(states, params), nugget, backend)
+    return Posterior(kernels, pde.linearised(states, params), nugget, backend, previous)
 
 
 @dataclass(frozen=True)
@@ -331,6 +339,7 @@ def advance(
     backend: Backend | None = None,
     squared_norm: float | None = None,
     damping: float | None = None,
+    previous: Posterior | None = None,
 ) -> Advance:
     """One Gauss-Newton iteration with its line search.
 
@@ -340,13 +349,15 @@ def advance(
         ``|u_k|^2`` where it is known; by default that of its part in the span of the equations.
     damping
         mu of a Levenberg-Marquardt step, should one be needed.
+    previous
+        Of the iteration before, with the same kernels; see `Posterior`.
 
     Raises
     ------
     FloatingPointError
         The new state is not finite, or no step makes anything better.
     """
-    posterior = step(pde, kernels, states, nugget, backend)
+    posterior = step(pde, kernels, states, nugget, backend, previous=previous)
     proposed = posterior.states(pde)
     change = _change(pde, states, proposed)
     if not math.isfinite(change):
@@ -366,7 +377,7 @@ def advance(
             change <= _ROUNDING and abs(merit.at(t) - merit.at(0.0)) <= 1e-6 * merit.at(0.0)
         )
         taken, norm = between(states, proposed, t), merit.norm(t)
-    elif change <= _ROUNDING:
+    elif change <= _ROUNDING or merit.gain() <= _ROUNDING:
         t, settled, taken, norm = 0.0, True, proposed, merit.new
     elif method.damping:
         taken, norm, mu = _damped(merit, mu)
@@ -378,7 +389,7 @@ def advance(
     return Advance(taken, posterior, iteration, norm, settled, mu)
 
 
-# Relative change of the state that the linear system's rounding may keep up.
+# Relative change of the state, and promise of the linear model, that rounding may keep up.
 _ROUNDING = 1e-4
 
 
@@ -391,13 +402,14 @@ def _iterate(
     backend: Backend | None,
 ) -> PDESolution:
     iterations: list[Iteration] = []
-    norm, mu = None, method.damping
+    norm, mu, posterior = None, method.damping, None
     for _ in range(method.maxiter):
         made = advance(
             pde, kernels, states, nugget=nugget, method=method, backend=backend,
-            squared_norm=norm, damping=mu,
+            squared_norm=norm, damping=mu, previous=posterior,
         )  # fmt: skip
         states, norm, mu = made.states, made.squared_norm, made.damping
+        posterior = made.posterior
         iterations.append(made.iteration)
         if made.settled:
             change = made.iteration.change
@@ -480,6 +492,11 @@ class _Merit:
             return self.norm(0.0) + self.penalty(self.residual)
         return self.norm(t) + self.penalty(self.scaled(between(self.states, self.proposed, t)))
 
+    def gain(self) -> float:
+        """What the linear model promises of a full step, as a share: its minimum is ``alpha . b``."""
+        now = self.at(0.0)
+        return (now - float(self.posterior.alpha @ self.posterior.target)) / max(now, 1e-300)
+
     def penalty(self, residual: Tensor) -> float:
         """``R^2 / D``."""
         return float((residual**2 / self.posterior.diagonal).sum())
@@ -505,6 +522,7 @@ def _damped(merit: _Merit, mu: float) -> tuple[list[State], float, float]:
             replace(linear, target=-merit.residual / posterior.scale),
             mu + posterior.nugget,
             posterior.backend,
+            posterior,
         )
         steps = shifted.states(pde)
         trial = [

@@ -611,3 +611,30 @@ def learnt_solution(
         pde, problem.kernels_at(x), nugget=problem.nugget, method=method, start=start,
         backend=problem.backend,
     )  # fmt: skip
+
+
+def derivative_ratio(problem: KernelProblem, x: Tree, *, newton_steps: int = 10) -> float:
+    """``<one-step, total> / |total|^2`` of the two hypergradients at a converged state.
+
+    1 where Gauss-Newton converges quadratically: then one step's derivative, which holds the state
+    fixed, is the total one, at a fraction of its cost.
+
+    Parameters
+    ----------
+    problem
+        Of `kernel_problem`.
+    x
+        Parameters: ``problem.x0``, or ``run.x``.
+    newton_steps
+        Gauss-Newton iterations at most.
+    """
+    flat = problem.x_space.ravel(x)
+    gradients = []
+    for kind in ("one-step", "implicit"):
+        method = KernelLearning(hypergradient=kind, newton_steps=newton_steps)  # type: ignore[arg-type]
+        estimator = method.start(problem, problem.oracles(), torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            trajectory = estimator.solve_inner(problem.y_space.ravel(problem.y0), flat)
+        gradients.append(estimator.estimate(flat, trajectory).gradient)
+    one, total = gradients
+    return float(one @ total / (total @ total))

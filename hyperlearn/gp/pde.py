@@ -13,6 +13,7 @@ from torch import Tensor
 
 from operators import Functionals
 from operators.coloured.dependence import reach_of
+from operators.tracing import wrapped
 
 # What a residual may ask for of a field u, by the name of the argument: u, grad_u, lap_u, hess_u.
 _KINDS = {"grad": "gradient", "lap": "laplacian", "hess": "hessian"}
@@ -261,6 +262,7 @@ class Equation:
         slopes, values = torch.func.vmap(torch.func.jacrev(both, has_aux=True), in_dims=dims)(
             state, self.points, self.data, params
         )
+        self._check_values(state, slopes, values)
         blocks, targets = [], []
         for c in range(values.shape[1]):
             coefficients: dict[str, dict[str, Any]] = {}
@@ -283,6 +285,20 @@ class Equation:
             )
             targets.append(target)
         return blocks, torch.cat(targets)
+
+    def _check_values(self, state: State, slopes: dict[str, Tensor], values: Tensor) -> None:
+        n = len(values)
+        tensors = [values, *slopes.values()]
+        if any(wrapped(tensor) for tensor in tensors):
+            return
+        finite = torch.stack([t.detach().reshape(n, -1).isfinite().all(1) for t in tensors]).all(0)
+        if not bool(finite.all()):
+            k = int((~finite).nonzero()[0])
+            at = {name: value[k].tolist() for name, value in state.items()}
+            raise FloatingPointError(
+                f"{self}: the residual or its derivative is not finite at {n - int(finite.sum())} of "
+                f"{n} points; the first is {self.points[k].tolist()}, with {at}"
+            )
 
     def __str__(self) -> str:
         return self.name or getattr(self.residual, "__name__", "equation")
@@ -318,6 +334,8 @@ class PDE:
         Those of the interior, of the boundary, initial conditions, observations.
     params
         Tensors, or nested structures of them, that residuals take as ``params``: a viscosity, say.
+    domain
+        ``((low, high), ...)`` of each coordinate; equations at points outside of it are refused.
 
     Raises
     ------
@@ -341,6 +359,7 @@ class PDE:
 
     equations: Sequence[Equation]
     params: Any = None
+    domain: Sequence[tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:
         if not self.equations:
@@ -354,12 +373,29 @@ class PDE:
                 "the equations' points differ in dtype, device or dimension: "
                 + ", ".join(sorted(str(kind) for kind in kinds))
             )
+        if self.domain is not None:
+            self._check_inside(self.domain)
         for equation in self.equations:
             if "params" in equation._arguments and self.params is None:
                 raise ValueError(
                     f"{equation} takes params, and the PDE has none: PDE(..., params=)"
                 )
             object.__setattr__(equation, "_example_params", self.params)
+
+    def _check_inside(self, domain: Sequence[tuple[float, float]]) -> None:
+        d = self.equations[0].points.shape[1]
+        if len(domain) != d:
+            raise ValueError(f"domain has {len(domain)} intervals for points of dimension {d}")
+        for equation in self.equations:
+            x = equation.points
+            bounds = torch.tensor(domain, dtype=x.dtype, device=x.device)
+            outside = ((x < bounds[:, 0]) | (x > bounds[:, 1])).any(1)
+            if bool(outside.any()):
+                first = x[outside][0].tolist()
+                raise ValueError(
+                    f"{equation}: {int(outside.sum())} of {len(x)} points are outside of the domain "
+                    f"{tuple(domain)}, {first} the first"
+                )
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperlearn.gp.backend import Backend, Dense, Factor
+from hyperlearn.gp.backend import Backend, Blocks, Factor, System
+from hyperlearn.gp.choice import choose_backend
 from hyperlearn.gp.pde import PDE, Equation, Linearised, State
-from operators import Functionals, Kernel, KernelGram, Representers
+from operators import Functionals, Kernel, Representers
 
 Kernels = Mapping[str, Kernel]
 Rows = Functionals | Mapping[str, Functionals] | Sequence[Functionals | Mapping[str, Functionals]]
@@ -33,7 +33,10 @@ class Posterior:
     nugget
         Relative to the variance of each row; the error of the mean is about its square root.
     backend
-        Who factorises; `Dense` by default.
+        Who factorises; by default as `choose_backend` says.
+    previous
+        One of the same equations linearised elsewhere: what its factor has in common with this one
+        is not made again.
 
     Raises
     ------
@@ -53,25 +56,28 @@ class Posterior:
         linearised: Linearised,
         nugget: float | Tensor = 1e-10,
         backend: Backend | None = None,
+        previous: Posterior | None = None,
     ) -> None:
         self.kernels, self.linearised, self.nugget = dict(kernels), linearised, nugget
-        self.backend = backend or Dense()
+        self.backend = backend or choose_backend(self.kernels, linearised.blocks)
         rows = Representers(self.kernels, linearised.blocks)
         variances = rows.variances()
         _check_variances(variances)
         # A factor 1 / sqrt(L L k) on each row.
         self.scale = variances.rsqrt()
-        self.rows = rows.scaled(self.scale)
         self.diagonal = nugget + linearised.noise * self.scale**2
         self.target = linearised.target * self.scale
-        self.factor: Factor = self.backend.factor(self.rows, self.diagonal)
+        self.rows = rows.scaled(self.scale)
+        system = System(self.kernels, linearised.blocks, self.rows, self.scale, self.diagonal)
+        known = None if previous is None else previous.factor
+        self.factor: Factor = self.backend.factor(system, known)
         self.alpha = self.factor.solve(self.target)
 
     # --- the mean -----------------------------------------------------------------------------
 
     def evaluate(self, functionals: Rows) -> Tensor:
         """Mean of functionals, ``(m,)``: of fields by name, of the only field without one."""
-        return self._cross(functionals) @ self.alpha
+        return self.factor.evaluate(self._named(functionals), self.alpha)
 
     def value(self, points: Tensor, field: str | None = None) -> Tensor:
         """``u`` at points ``(m, d)``: ``(m,)``."""
@@ -124,15 +130,15 @@ class Posterior:
 
     def variance(self, functionals: Rows) -> Tensor:
         """Variance of functionals, ``(m,)``: ``k(M, M) - k(M, L) A^-1 k(L, M)``. Solves m systems."""
-        rows = Representers(self.kernels, self._named(functionals))
-        cross = KernelGram(rows, self.rows).to_dense()
-        return rows.variances() - (cross * self.factor.solve(cross.T).T).sum(-1)
+        blocks = self._named(functionals)
+        cross = self.factor.cross(blocks)
+        return self.factor.variances(blocks) - (cross * self.factor.solve(cross.T).T).sum(-1)
 
     def covariance(self, functionals: Rows) -> Tensor:
         """``(m, m)``."""
-        rows = Representers(self.kernels, self._named(functionals))
-        cross = KernelGram(rows, self.rows).to_dense()
-        return KernelGram(rows).to_dense() - cross @ self.factor.solve(cross.T)
+        blocks = self._named(functionals)
+        cross = self.factor.cross(blocks)
+        return self.factor.covariances(blocks) - cross @ self.factor.solve(cross.T)
 
     def sample(
         self, functionals: Rows, count: int, generator: torch.Generator | None = None
@@ -161,7 +167,7 @@ class Posterior:
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name} ~ {kernel!r}" for name, kernel in self.kernels.items())
-        return f"Posterior({len(self.rows)} equations; {fields})"
+        return f"Posterior({len(self.target)} equations; {fields})"
 
     # --- names --------------------------------------------------------------------------------
 
@@ -178,14 +184,11 @@ class Posterior:
         blocks = [self._of(field, part) for part in parts]
         return self.evaluate(blocks).reshape(len(parts), -1).T
 
-    def _named(self, functionals: Rows) -> Any:
+    def _named(self, functionals: Rows) -> Blocks:
         blocks = (
             [functionals] if isinstance(functionals, (Functionals, Mapping)) else list(functionals)
         )
         return [self._of(None, L) if isinstance(L, Functionals) else L for L in blocks]
-
-    def _cross(self, functionals: Rows) -> KernelGram:
-        return KernelGram(Representers(self.kernels, self._named(functionals)), self.rows)
 
 
 def _square(flat: Tensor, pairs: list[tuple[int, int]], d: int) -> Tensor:
@@ -201,5 +204,7 @@ def _check_variances(variances: Tensor) -> None:
         bad = int(((known <= 0) | ~torch.isfinite(known)).sum())
         raise ValueError(
             f"{bad} of {len(known)} equations have no variance under the kernel (or an infinite "
-            "one): they ask for what it holds to be zero, or its parameters have left their range"
+            "one): at this state their residual does not depend on the fields, or not "
+            "differentiably (start elsewhere than at u = 0; look for detach); or the kernel's "
+            "parameters have left their range"
         )

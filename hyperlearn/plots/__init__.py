@@ -1,4 +1,4 @@
-"""Pictures of runs, fit for a paper: curves, certificates, fields, matrices, cleaned data."""
+"""Pictures of runs, fit for a paper: curves, certificates, fields, matrices, experiments."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hyperlearn.plots.cleaning import is_cleaning, plot_cleaning
 from hyperlearn.plots.curves import Abscissa, plot_certificates, plot_curves
 from hyperlearn.plots.fields import plot_fields
 from hyperlearn.plots.kernel import plot_kernel
+from hyperlearn.plots.pde import is_pde, plot_pde
 from hyperlearn.runs import Run
 from hyperlearn.settings import unknown_name
 
@@ -20,9 +21,10 @@ __all__ = [
     "plot_curves",
     "plot_fields",
     "plot_kernel",
+    "plot_pde",
 ]
 
-Kind = Literal["auto", "curves", "fields", "kernel", "certificates", "cleaning"]
+Kind = Literal["auto", "curves", "fields", "kernel", "certificates", "cleaning", "pde"]
 # What each kind can be told.
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "curves": ("x", "metrics", "log"),
@@ -30,6 +32,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "fields": ("names",),
     "kernel": ("names",),
     "cleaning": (),
+    "pde": (),
 }
 
 
@@ -48,13 +51,13 @@ def plot(
     Parameters
     ----------
     runs
-        From `hyperlearn.load_run` or `hyperlearn.minimize`; for fields and matrices one run.
+        From `hyperlearn.load_run` or `hyperlearn.minimize`; for fields, matrices and PDEs one run.
     out
         ``.png``, ``.pdf`` or ``.svg``; replaced if it exists, its folder is made.
     kind
-        ``"curves"``, ``"certificates"``, ``"fields"``, ``"kernel"``, ``"cleaning"``, or ``"auto"``:
-        the picture of data-cleaning if all are runs of that and nothing else is asked for,
-        otherwise curves.
+        ``"curves"``, ``"certificates"``, ``"fields"``, ``"kernel"``, ``"cleaning"``, ``"pde"``, or
+        ``"auto"``: if nothing else is asked for, the picture of data-cleaning if all are runs of
+        that, and that of a PDE for one run with points of equations; otherwise curves.
     x, metrics, log
         For curves and certificates (see `plot_curves`).
     names
@@ -86,7 +89,7 @@ def plot(
     possible = {"x": x, "metrics": metrics, "names": names, "log": log}
     given: dict[str, Any] = {name: value for name, value in possible.items() if value is not None}
     if kind == "auto":
-        kind = "cleaning" if not given and all(map(is_cleaning, runs)) else "curves"
+        kind = _fitting(runs) if not given else "curves"
     for name in given:
         if name not in _OPTIONS[kind]:
             takers = " and ".join(other for other, names in _OPTIONS.items() if name in names)
@@ -97,4 +100,11 @@ def plot(
         return (plot_curves if kind == "curves" else plot_certificates)(runs, out, **given)
     if len(runs) > 1:
         raise ValueError(f"plot: the kind {kind} draws one run; {len(runs)} were given")
-    return (plot_fields if kind == "fields" else plot_kernel)(runs[0], out, **given)
+    drawn = {"fields": plot_fields, "kernel": plot_kernel, "pde": plot_pde}[kind]
+    return drawn(runs[0], out, **given)
+
+
+def _fitting(runs: Sequence[Run]) -> Kind:
+    if all(map(is_cleaning, runs)):
+        return "cleaning"
+    return "pde" if len(runs) == 1 and is_pde(runs[0]) else "curves"

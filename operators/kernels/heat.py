@@ -26,8 +26,9 @@ def heat_pairs(
     left: dict[Powers, Tensor],
     right: dict[Powers, Tensor],
 ) -> Tensor:
-    """``sum_ab p_a(x) q_b(y) d_x^a d_y^b E`` with ``E = prod_i c_i^(-1/2) exp(-(x_i - y_i)^2 / c_i)``.
+    """``sum_ab p_a(x) q_b(y) d_x^a d_y^b E``, E the heat kernel.
 
+    ``E = prod_i c_i^(-1/2) exp(-(x_i - y_i)^2 / c_i)`` with
     ``c_i = A_i(x) + B_i(y)``. Since E depends on x - y, ``d_y = -d_x``, and the coefficient of each
     derivative of E is a matrix of low rank; the derivatives are Hermite functions.
 
@@ -52,7 +53,9 @@ def heat_pairs(
     """
     tensors = (x, y, A, B, *left.values(), *right.values())
     spec = (tuple(left), tuple(right))
-    if any(wrapped(tensor) for tensor in tensors):
+    # Under a transform, also one of other tensors, torch takes no Function of this form.
+    transforming = torch._C._are_functorch_transforms_active()
+    if transforming or any(wrapped(tensor) for tensor in tensors):
         return _value(spec, *tensors)
     value: Tensor = _HeatPairs.apply(spec, *tensors)
     return value
@@ -62,7 +65,7 @@ Spec = tuple[tuple[Powers, ...], tuple[Powers, ...]]
 
 
 def _value(spec: Spec, x: Tensor, y: Tensor, A: Tensor, B: Tensor, *terms: Tensor) -> Tensor:
-    left, right = spec
+    left, _ = spec
     E, tables = _tables(x, y, A, B, _degrees(spec))
     return _contracted(_grouped(spec, terms[: len(left)], terms[len(left) :]), tables) * E
 
@@ -75,7 +78,10 @@ def _degrees(spec: Spec) -> list[int]:
 def _tables(
     x: Tensor, y: Tensor, A: Tensor, B: Tensor, degrees: Sequence[int]
 ) -> tuple[Tensor, Tables]:
-    """E, and ``h_n`` with ``d_i^n E = h_n E``: ``h_{n+1} = v h_n + n u h_{n-1}``, ``u = -2 / c``, ``v = u p``."""
+    """E, and ``h_n`` with ``d_i^n E = h_n E``.
+
+    ``h_{n+1} = v h_n + n u h_{n-1}``, with ``u = -2 / c`` and ``v = u p``.
+    """
     d, k = x.shape[-1], A.shape[-1]
     tables: Tables = []
     exponent, volume, u = None, None, A
@@ -89,9 +95,10 @@ def _tables(
         exponent = v * p if exponent is None else torch.addcmul(exponent, v, p)
         table: list[Tensor | None] = [None, v]
         for n in range(1, degrees[i]):
-            before = table[n - 1]
+            before, h = table[n - 1], table[n]
+            assert h is not None
             lower = u if before is None else u * before
-            table.append(torch.add(v * table[n], lower, alpha=n))
+            table.append(torch.add(v * h, lower, alpha=n))
         tables.append(table)
     assert exponent is not None
     assert volume is not None
@@ -159,7 +166,7 @@ class _HeatPairs(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
         (W,) = outputs
         x, y, A, B, *terms = ctx.saved_tensors
-        left, right = ctx.spec
+        left, _ = ctx.spec
         p, q = terms[: len(left)], terms[len(left) :]
         need_x, need_y, need_A, need_B, *need_terms = ctx.needs_input_grad[1:]
         d, k = x.shape[-1], A.shape[-1]
@@ -194,7 +201,7 @@ def _unit(d: int, axis: int, order: int) -> Powers:
 def _by_terms(
     spec: Spec, p: Sequence[Tensor], q: Sequence[Tensor], WE: Tensor, tables: Tables
 ) -> list[Tensor]:
-    """``dp_a = sum_b (-1)^|b| (W d^(a+b) E) q_b``, ``dq_b = (-1)^|b| sum_a (W d^(a+b) E)^T p_a``."""
+    """``dp_a = sum_b (-1)^|b| D q_b``, ``dq_b = (-1)^|b| sum_a D^T p_a``, ``D = W d^(a+b) E``."""
     left, right = spec
     pairs: dict[Powers, list[tuple[int, int]]] = {}
     for i, a in enumerate(left):
@@ -220,8 +227,9 @@ def _by_terms(
         columns = M.mT @ torch.stack([p[i] for i, _ in which], -1)
         for k, (i, j) in enumerate(which):
             row, column = rows[..., k], signs[j] * columns[..., k]
-            by_left[i] = row if by_left[i] is None else by_left[i] + row
-            by_right[j] = column if by_right[j] is None else by_right[j] + column
+            before, above = by_left[i], by_right[j]
+            by_left[i] = row if before is None else before + row
+            by_right[j] = column if above is None else above + column
         if len(powers) == len(tables):
             partial.pop(powers, None)
     return [part for part in (*by_left, *by_right) if part is not None]

@@ -175,5 +175,6 @@ def close(actual: Tensor, expected: Tensor, rtol: float = 1e-11) -> None:
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
     assert bool(torch.isfinite(expected).all())
+    actual, expected = actual.detach(), expected.detach()
     difference, largest = float((actual - expected).abs().max()), float(expected.abs().max())
     assert difference <= rtol * largest, (difference, largest)

