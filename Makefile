@@ -25,7 +25,7 @@ demo: $(READY)  ## clean noisy labels by bilevel optimisation, 90 seconds, and p
 	@printf '\nThe run:     %s\nThe figure:  %s\n' "$(CURDIR)/runs/demo.h5" "$(CURDIR)/runs/cleaning.png"
 
 test: $(READY)  ## unit tests and the examples in the docstrings (ARGS='-k name -x' for pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(READY)  ## style, types and the layering of the packages
 	@failed=0; \

@@ -363,7 +363,13 @@ class Loop:
         x, y = self.x_space.unravel(self.x), self.y_space.unravel(self.y)
         run.result = {"x": x, "y": y}
         if status in ("finished", "interrupted"):
-            run.result |= self.problem.conclude(y, x)
+            try:
+                run.result |= self.problem.conclude(y, x)
+            except (ArithmeticError, ValueError, RuntimeError) as error:
+                # What was learnt is not lost with what should have been told of it.
+                told = f"the result was not evaluated: {type(error).__name__}: {error}"
+                run.message = f"{message}; {told}"
+                warnings.warn(told, RuntimeWarning, stacklevel=3)
         logger.log(
             logging.INFO if status in ("finished", "interrupted") else logging.ERROR,
             "%s: %s: %s", self.problem.name, status, message,

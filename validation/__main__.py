@@ -10,6 +10,7 @@ Studies (by default suite, zoo, bilevel):
 - bilevel: bilevel problems with references in 80-bit numbers, and whether a wrong hypergradient is
   ever let through;
 - crash: runs that are killed, cut, flipped, or that meet a full disk: nothing may be lost;
+- gp-pde: anchors of the GP-PDE solver (``python -m validation.gp_pde --list``);
 - hypergradients: every solver against central differences on three regressions;
 - cleaning, relaxation: published tables; over an hour of training.
 
@@ -22,7 +23,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from validation import cleaning, crash, hypergradients, relaxation, suite, zoo
+from validation import cleaning, crash, gp_pde, hypergradients, relaxation, suite, zoo
 from validation.bilevel import __main__ as bilevel
 
 
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> bool:
         "zoo": lambda: zoo.main([]),
         "bilevel": lambda: bilevel.main([*shared, *out("bilevel")]),
         "crash": lambda: crash.main(["--seed", str(options.seed)]),
+        "gp-pde": lambda: gp_pde.main(["--seed", str(options.seed)]),
         "hypergradients": hypergradients.main,
         "cleaning": lambda: cleaning.main(["table"]),
         "relaxation": lambda: relaxation.main([]),

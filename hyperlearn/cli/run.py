@@ -290,6 +290,11 @@ def _hessian_residual(run: Run) -> str:
     return "" if residual is None else f"{residual:.2g}"
 
 
+def _stationarity(run: Run) -> str:
+    certificate = run.certificate
+    return "" if certificate is None else f"{certificate.inner_stationarity:.2g}"
+
+
 def _calls(kind: str) -> Callable[[Run], str]:
     """Oracle calls of a kind; empty if none of any kind was counted."""
     count = _last(kind, ".0f")
@@ -310,6 +315,7 @@ _COST: list[tuple[str, Callable[[Run], str]]] = [
     ("gradients", _calls("gradients")),
     ("Hessian products", _calls("hessian_products")),
     ("cross products", _calls("cross_products")),
+    ("inner stationarity", _stationarity),
     ("adjoint residual (Hessian)", _hessian_residual),
     ("status", lambda run: run.status),
 ]

@@ -1,6 +1,7 @@
 """Gaussian-process solvers for PDEs, and the learning of their kernels."""
 
 from hyperlearn.gp.backend import Backend, Dense
+from hyperlearn.gp.choice import choose_backend, explain_backend
 from hyperlearn.gp.gauss_newton import GaussNewton, PDESolution, solve_pde
 from hyperlearn.gp.learning import (
     KernelLearning,
@@ -9,6 +10,7 @@ from hyperlearn.gp.learning import (
     kernel_problem,
     learnt_solution,
 )
+from hyperlearn.gp.low_rank import LowRank
 from hyperlearn.gp.objectives import (
     KernelFlow,
     LeaveOneOut,
@@ -19,6 +21,7 @@ from hyperlearn.gp.objectives import (
 from hyperlearn.gp.pde import PDE, Equation
 from hyperlearn.gp.posterior import Posterior
 from hyperlearn.gp.scan import Scan, scan_lengthscale
+from hyperlearn.gp.sparse import Sparse
 
 __all__ = [
     "PDE",
@@ -30,13 +33,17 @@ __all__ = [
     "KernelLearning",
     "KernelProblem",
     "LeaveOneOut",
+    "LowRank",
     "MarginalLikelihood",
     "Objective",
     "PDESolution",
     "Posterior",
     "Scan",
+    "Sparse",
     "ValidationResidual",
+    "choose_backend",
     "derivative_ratio",
+    "explain_backend",
     "kernel_problem",
     "learnt_solution",
     "scan_lengthscale",

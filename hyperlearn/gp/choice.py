@@ -19,11 +19,11 @@ from operators import Kernel
 # Rows up to which the exact answer is cheap enough to be preferred to any other.
 EXACT = 6_000
 
-# Seconds on one core of 2020, measured by `python -m validation.bench sum_of_sines`; only ratios
-# matter. A pair of functionals in a large tile, and in the small Gram matrices of a KL factor; a
-# flop of a Cholesky factorisation, and of a product of a matrix in memory with a vector; a nonzero
-# of a triangular system.
-PAIR, SMALL_PAIR, FLOP, STREAMED, NONZERO = 3e-8, 1.5e-7, 5e-11, 4e-10, 2e-9
+# Seconds on one core, measured; only ratios matter. A pair of functionals in a large tile, of RBF and
+# of Matern kernels, and in the small Gram matrices of a KL factor; a flop of a Cholesky
+# factorisation; an entry of a matrix in memory in a product; a nonzero of a triangular system.
+PAIR = {True: 4e-8, False: 1.4e-7}
+SMALL_PAIR, FLOP, STREAMED, NONZERO = 1.5e-7, 3.5e-11, 6e-10, 3e-9
 # Rank of smooth kernels at a nugget of 1e-10, of 300 to 400; iterations with it.
 RANK, LOW_RANK_ITERATIONS = 400, 8
 # Pairs and nonzeros of each functional at rho = 3, in one, two and three dimensions; iterations.
@@ -61,7 +61,12 @@ def candidates(
     limit = available(points[0].device) if memory is None else memory
     smooth = all(kernel.smoothness == math.inf for kernel in kernels.values())
     rough = all(kernel.smoothness < math.inf for kernel in kernels.values())
-    found = [_dense(n, size), _low_rank(n, size, smooth), _sparse(blocks, n, d, size, rough)]
+    pair = PAIR[smooth]
+    found = [
+        _dense(n, size, pair),
+        _low_rank(n, size, pair, smooth),
+        _sparse(blocks, n, d, size, rough),
+    ]
     judged = []
     for one in found:
         refused = one.refused
@@ -81,8 +86,9 @@ def choose_backend(
 ) -> Backend:
     """`Dense` for a few thousand rows; beyond, what is predicted to be fastest and fits.
 
-    `LowRank` is for kernels that are infinitely smooth, `Sparse` for those of finite smoothness in up
-    to three dimensions; sums of both kinds have `Dense` alone.
+    `LowRank` is for kernels that are infinitely smooth, `Sparse` for those of finite smoothness (of a
+    sum the roughest term counts) in up to three dimensions. Where fields have kernels of both sorts
+    there is `Dense` alone.
 
     Parameters
     ----------
@@ -127,9 +133,7 @@ def explain_backend(
     >>> print(explain_backend(ops.RBF(0.2), pde).splitlines()[0])
     Dense(): 100 rows, exact and cheap
     """
-    kernels = (
-        {name: kernel for name in pde.fields} if isinstance(kernel, Kernel) else dict(kernel)
-    )
+    kernels = {name: kernel for name in pde.fields} if isinstance(kernel, Kernel) else dict(kernel)
     blocks = pde.linearised(pde.zeros()).blocks
     found = candidates(kernels, blocks, memory)
     n = sum(len(next(iter(block.values()))) for block in blocks)
@@ -147,22 +151,20 @@ def available(device: torch.device) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
-def _dense(n: int, size: int) -> Candidate:
-    seconds = PAIR * n**2 / 2 + FLOP * n**3 / 3
+def _dense(n: int, size: int, pair: float) -> Candidate:
+    seconds = pair * n**2 / 2 + FLOP * n**3 / 3
     # The matrix and its factor.
     return Candidate(Dense(), seconds, 2.0 * size * n**2)
 
 
-def _low_rank(n: int, size: int, smooth: bool) -> Candidate:
+def _low_rank(n: int, size: int, pair: float, smooth: bool) -> Candidate:
     r = min(n, RANK)
     held = size * n**2 <= HELD
-    product = STREAMED * n**2 if held else PAIR * n**2 / 2
-    once = PAIR * n**2 / 2 if held else 0.0
-    seconds = once + PAIR * n * r + 7 * FLOP * n * r**2 + LOW_RANK_ITERATIONS * product
+    product = STREAMED * n**2 if held else pair * n**2 / 2
+    once = pair * n**2 / 2 if held else 0.0
+    seconds = once + pair * n * r + 7 * FLOP * n * r**2 + LOW_RANK_ITERATIONS * product
     refused = "" if smooth else "a kernel of finite smoothness has no low rank"
-    return Candidate(
-        LowRank(), seconds, 24.0 * n * r + (size * n**2 if held else 0), refused
-    )
+    return Candidate(LowRank(), seconds, 24.0 * n * r + (size * n**2 if held else 0), refused)
 
 
 def _sparse(blocks: Blocks, n: int, d: int, size: int, rough: bool) -> Candidate:

@@ -20,7 +20,7 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
-from hyperlearn.plots.colours import Colours
+from hyperlearn.plots.colours import DIVERGING, SEQUENTIAL, Colours
 from hyperlearn.plots.picture import (
     COLOURS,
     STYLES,
@@ -46,6 +46,8 @@ COLUMNS = 3
 _WIDTH, _HEIGHT, _LETTERS = 3.5, 2.9, 42
 _ERRORS = "magma"
 _MARKS = "os^Dv"
+# Beyond this ratio of its values a curve is drawn on a logarithmic axis.
+_FAR = 5
 
 
 def is_pde(run: Run) -> bool:
@@ -106,6 +108,7 @@ def plot_pde(run: Run, out: str | Path) -> Path:
     rows = -(-len(panels) // COLUMNS)
     with picture(out, (_WIDTH * COLUMNS, _HEIGHT * rows)) as figure:
         _lay_out(figure, panels, rows)
+        figure.draw_without_rendering()  # the layout takes two turns
     return out
 
 
@@ -149,17 +152,17 @@ class _Found:
         )
 
     @property
-    def coordinates(self) -> tuple[str, ...]:
-        """Names of the coordinates, if any field tells them."""
+    def domain(self) -> dict[str, Array]:
+        """The coordinates, by name, if any field tells them."""
         for field, *_ in self.solutions.values():
-            return tuple(field.coordinates)
-        return ()
+            return {name: as_array(place) for name, place in field.coordinates.items()}
+        return {}
 
 
 def _panels(run: Run, found: _Found) -> list[Panel]:
     rest: list[Panel] = []
     if is_pde(run):
-        rest.append(partial(_draw_points, run=run, names=found.coordinates))
+        rest.append(partial(_draw_points, run=run, domain=found.domain))
     several = len(found.solutions) > 1
     rest += [partial(_draw_field, name=name, field=f) for name, f in found.others.items()]
     rest += [partial(_draw_field, name=name, field=f) for name, f in found.lengths.items()]
@@ -200,14 +203,22 @@ def _draw_field(axes: Axes, name: str, field: Field, reference: Field | None = N
     if len(field.coordinates) == 1:
         _draw_line(axes, field, label(name, field.units), label=label(name))
         if reference is not None:
-            look = {"color": COLOURS[1], "linestyle": STYLES[1]}
+            look: dict[str, Any] = {"color": COLOURS[1], "linestyle": STYLES[1]}
             _draw_line(axes, reference, label(name, field.units), label="reference", **look)
             axes.legend(frameon=False, fontsize="small")
         return
     colours = Colours.of(values)
+    if colours.map == DIVERGING and _almost_one_sign(values):
+        # Not half of the scale for what a solution should not have.
+        colours = Colours(float(np.nanmin(values)), float(np.nanmax(values)), SEQUENTIAL)
     norm = Normalize(colours.low, colours.high)
     _draw_colours(axes, name, field, values, norm, colours.map)
     note(axes, label(name), _LETTERS)
+
+
+def _almost_one_sign(values: Array) -> bool:
+    low, high = abs(float(np.nanmin(values))), abs(float(np.nanmax(values)))
+    return min(low, high) <= 0.05 * max(low, high)
 
 
 def _draw_error(axes: Axes, name: str, field: Field) -> None:
@@ -217,7 +228,7 @@ def _draw_error(axes: Axes, name: str, field: Field) -> None:
     if not finite.size or finite.max() == 0:
         say(axes, f"{what}: {'exactly zero' if finite.size else 'no finite values'}")
         return
-    told = f"{what}: {np.sqrt((finite**2).mean()):.1e} in the mean, ≤ {finite.max():.1e}"
+    told = f"{what}: {np.sqrt((finite**2).mean()):.1e} r.m.s., ≤ {finite.max():.1e}"
     if len(field.coordinates) == 1:
         _draw_line(axes, field, what, values=np.where(error > 0, error, np.nan))
         axes.set_yscale("log")
@@ -235,7 +246,8 @@ def _draw_line(
     ((where, place),) = field.coordinates.items()
     place, values = as_array(place), as_array(field.values) if values is None else values
     order = np.argsort(place, kind="stable")
-    axes.plot(place[order], values[order], **{"color": COLOURS[0], "linewidth": 1.4} | look)
+    default: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.4}
+    axes.plot(place[order], values[order], **default | look)
     axes.set_xlabel(label(where, field.coordinate_units.get(where, "")))
     axes.set_ylabel(name)
     tidy(axes)
@@ -275,8 +287,8 @@ def _frame(axes: Axes, names: Sequence[str], x: Array, y: Array) -> None:
         axes.set_aspect("equal")
 
 
-def _draw_points(axes: Axes, run: Run, names: Sequence[str]) -> None:
-    """A colour and a mark for each equation."""
+def _draw_points(axes: Axes, run: Run, domain: Mapping[str, Any]) -> None:
+    """A colour and a mark for each equation; the frame is the fields' domain, where it is known."""
     places = {
         name.removeprefix(POINTS): as_array(value)
         for name, value in run.attachments.items()
@@ -296,15 +308,26 @@ def _draw_points(axes: Axes, run: Run, names: Sequence[str]) -> None:
             marker=_MARKS[k % len(_MARKS)], linewidth=0, label=f"{label(name)} ({len(place)})",
             rasterized=len(place) > 5000, zorder=2 + k / 10, clip_on=False,
         )  # fmt: skip
+    names = list(domain)
     if flat:
-        axes.set_xlabel(names[0] if names else "x")
+        axes.set_xlabel(names[0] if names else "coordinate")
         axes.set_yticks([])
         axes.margins(y=0.3)
         axes.spines[["top", "right", "left"]].set_visible(False)
     else:
-        together = np.concatenate(list(places.values()))
-        _frame(axes, names if len(names) == 2 else ("x", "y"), together[:, 0], together[:, 1])
-        axes.margins(0)
+        known = len(names) == 2
+        columns = [
+            np.concatenate(
+                [
+                    *(place[:, k] for place in places.values()),
+                    *([domain[names[k]]] if known else []),
+                ]
+            )
+            for k in range(2)
+        ]
+        _frame(axes, names if known else ("coordinate 1", "coordinate 2"), *columns)
+        axes.set_xlim(columns[0].min(), columns[0].max())
+        axes.set_ylim(columns[1].min(), columns[1].max())
     axes.legend(
         loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="small",
         handletextpad=0.1, columnspacing=0.8, borderpad=0.1, markerscale=1.5,
@@ -319,10 +342,7 @@ def _draw_parameters(axes: Axes, run: Run, names: Sequence[str]) -> None:
     columns = {name: as_array(run.history[name]) for name in names}
     for k, (name, values) in enumerate(columns.items()):
         _draw_path(axes, as_array(run.history["step"]), values, k, label(name))
-    everything = np.concatenate(list(columns.values()))
-    everything = everything[np.isfinite(everything)]
-    if everything.size and everything.min() > 0 and everything.max() > 10 * everything.min():
-        _make_log(axes)
+    _scale(axes, *columns.values())
     axes.set_xlabel("outer step")
     if len(names) == 1:
         axes.set_ylabel(label(names[0]))
@@ -342,7 +362,7 @@ def _draw_errors(axes: Axes, run: Run) -> None:
         return
     for k, name in enumerate(shown):
         _draw_path(axes, as_array(run.history["seconds"]), _column(run, name), k, _KINDS[name])
-    _make_log(axes)
+    _scale(axes, *(_column(run, name) for name in shown))
     axes.set_ylabel("error")
     axes.legend(frameon=False, fontsize="small")
     _label_seconds(axes)
@@ -353,10 +373,8 @@ def _draw_loss(axes: Axes, run: Run, number: int = 0, name: str = "") -> None:
         say(axes, "no outer loss in this file")
         return
     values = _column(run, "outer_loss")
-    finite = values[np.isfinite(values)]
     _draw_path(axes, as_array(run.history["seconds"]), values, number, name)
-    if finite.size and finite.min() > 0:
-        _make_log(axes)
+    _scale(axes, values)
     axes.set_ylabel(label("outer_loss", run.units.get("outer_loss", "")))
     _label_seconds(axes)
 
@@ -404,21 +422,23 @@ def _label_seconds(axes: Axes) -> None:
     tidy(axes)
 
 
-def _make_log(axes: Axes) -> None:
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    _few_decades(axes.yaxis, low, high)
+def _scale(axes: Axes, *columns: Array) -> None:
+    """Logarithmic where values are positive and far apart."""
+    values = np.concatenate([column[np.isfinite(column)] for column in columns])
+    if values.size and values.min() > 0 and values.max() > _FAR * values.min():
+        axes.set_yscale("log")
+        _few_decades(axes.yaxis, *axes.get_ylim())
+    else:
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4))
 
 
 def _few_decades(axis: Any, low: float, high: float) -> None:
     """Labels of a logarithmic axis: powers of ten or, where it spans few, also 2 and 5."""
-    if high > 50 * low:
-        return
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    plain = low >= 1e-3 and high <= 1e4
-    axis.set_major_formatter(
-        StrMethodFormatter("{x:g}")
-        if plain
-        else LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf))
-    )
     axis.set_minor_formatter(NullFormatter())
+    if high > 300 * low:
+        return
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high <= 50 * low else (1, 3)))
+    if low >= 1e-3 and high <= 1e4:
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))

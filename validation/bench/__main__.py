@@ -21,6 +21,7 @@ from validation.bench import (
     costs,
     curvature,
     dense_solvers,
+    gp_pde,
     implicit,
     kfac,
     kronecker,
@@ -31,6 +32,7 @@ from validation.bench import (
     sparse,
     sparse_direct,
     sparse_jacobian,
+    sum_of_sines,
     traces,
 )
 from validation.bench.timing import Bench
@@ -52,9 +54,11 @@ GROUPS = {
     "amg": (amg.against_pyamg, amg.many_right_hand_sides, amg.kernel),
     "peers": (peers.hypergradients,),
     "implicit": (implicit.overhead, implicit.sparse, implicit.unrolling),
+    "gp-pde": (gp_pde.assembly, gp_pde.steps),
     "runs": (runs.points, runs.checkpoint, runs.share),
     "auto": (auto.choice,),
     "costs": (costs.constants,),
+    "sum_of_sines": (sum_of_sines.small, sum_of_sines.large),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -32,11 +33,11 @@ CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "elliptic-a": (TINY, {"lengthscale", "merged_l2_error"}),
     "elliptic-b": (TINY, {"lengthscale", "variance", "merged_l2_error"}),
     "eikonal": (
-        TINY | {"start": "zero", "eps": 0.1, "merged_grid": 5},
+        TINY | {"start": "zero", "eps": 1.0, "merged_grid": 5},
         {"lengthscale", "merged_converged", "merged_reason"},
     ),
     "burgers": (
-        TINY | {"start": "zero", "nu": 0.2},
+        TINY | {"start": "zero", "nu": 1.0},
         {"lengthscale_t", "lengthscale_x", "merged_converged", "merged_reason"},
     ),
     "schroedinger": (
@@ -59,12 +60,17 @@ def tiny(name: str, **changes: Any) -> tuple[BuiltIn, Any]:
     return made, replace(made.task(0), **{**CASES[name][0], **changes})
 
 
-def run_tiny(name: str, steps: int = 2, *, learning: int = 1, **options: Any) -> hl.Run:
+def run_tiny(name: str, steps: int, **options: Any) -> hl.Run:
+    """Two steps of learning to each of Gauss-Newton."""
     made, task = tiny(name)
-    changes = [f"learning_steps={learning}"]
-    return made.run(
-        task, "learn", changes, seed=0, budget=hl.Budget(steps=steps), every=1, **options
-    )
+    changes, budget = ["learning_steps=2"], hl.Budget(steps=steps)
+    return made.run(task, "learn", changes, seed=0, budget=budget, every=1, **options)
+
+
+@functools.cache
+def whole(name: str) -> hl.Run:
+    """One for all tests that only look."""
+    return run_tiny(name, 3)
 
 
 def test_every_experiment_with_a_pde_is_here():
@@ -73,7 +79,7 @@ def test_every_experiment_with_a_pde_is_here():
 
 @pytest.mark.parametrize("name", CASES)
 def test_results(name: str):
-    run = run_tiny(name)
+    run = whole(name)
     assert run.status == "finished"
     assert run.config["problem"] == name
     names = {"l2_error", "linf_error"} | CASES[name][1]
@@ -93,12 +99,11 @@ def test_results(name: str):
 @pytest.mark.parametrize("name", CASES)
 def test_resumed_as_never_stopped(name: str, tmp_path: Path):
     """Without the problem: it is made anew from the settings in the file."""
-    whole = run_tiny(name, 4, learning=2)
     path = tmp_path / "run.h5"
-    run_tiny(name, 3, learning=2, record=path)
-    resumed = hl.resume(path, budget=hl.Budget(steps=4))
+    run_tiny(name, 1, record=path)
+    resumed = hl.resume(path, budget=hl.Budget(steps=3))
     for key in ("outer_loss", "l2_error"):
-        assert list(resumed.history[key]) == list(whole.history[key])
+        assert list(resumed.history[key]) == list(whole(name).history[key])
     stored = hl.load_run(path)
     assert CASES[name][1] <= set(stored.result)
 
@@ -122,19 +127,19 @@ def test_the_seed_decides_points_and_nothing_global_does(name: str):
 
 class TestFields:
     def test_lengths_of_gibbs_kernels_are_fields(self):
-        assert run_tiny("eikonal").result["lengthscale"].values.shape == (6, 6)
-        found = run_tiny("burgers").result
+        assert whole("eikonal").result["lengthscale"].values.shape == (6, 6)
+        found = whole("burgers").result
         assert list(found["lengthscale_t"].coordinates) == ["t", "x"]
         assert float(torch.as_tensor(found["lengthscale_x"].values).min()) > 0
 
     def test_parameters_are_in_the_history(self):
-        run = run_tiny("gray-scott")
+        run = whole("gray-scott")
         assert run.history["sigma_v_x"][0] == pytest.approx(1.0)
         assert run.history["sigma_v_x"][-1] == pytest.approx(run.result["sigma_v_x"])
         assert run.history["sigma_v_x"][-1] != run.history["sigma_v_x"][0]
 
     def test_darcy_knows_how_little_it_knows(self):
-        deviation = run_tiny("darcy").result["w_standard_deviation"].values
+        deviation = whole("darcy").result["w_standard_deviation"].values
         assert 0 < float(torch.as_tensor(deviation).max()) <= 1
 
 
