@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import hyperlearn as hl
-from hyperlearn.plots import plot_certificates, plot_curves, plot_fields, plot_kernel
+from hyperlearn.experiments.elliptic import EllipticA
+from hyperlearn.plots import plot_certificates, plot_curves, plot_fields, plot_kernel, plot_pde
 
 FEATURES, TRAINING, VALIDATION = 30, 120, 60
 
@@ -158,9 +159,20 @@ def rosenbrock(y: Tensor) -> Tensor:
     return (100 * (y[1:] - y[:-1] ** 2) ** 2 + (1 - y[:-1]) ** 2).sum()
 
 
+def pde(folder: Path) -> None:
+    experiment = EllipticA()
+    task = replace(experiment.task(0), interior=500, boundary=160, validation=500)
+    method = experiment.methods(task, 0)["learn"]
+    budget = hl.Budget(steps=150)
+    plot_pde(
+        experiment.run_method(task, "learn", method, seed=0, budget=budget, every=5),
+        folder / "pde.png",
+    )
+
+
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images")
-    for draw in (curves, settings, certificates, fields, kernel):
+    for draw in (curves, settings, certificates, fields, kernel, pde):
         draw(folder)
 
 

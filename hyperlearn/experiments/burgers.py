@@ -20,6 +20,7 @@ from hyperlearn.experiments.pde_experiment import (
     lengthscale_fields,
     merged_errors,
     named_parameters,
+    rough_solution,
     untrained,
     with_named_parameters,
 )
@@ -27,13 +28,11 @@ from hyperlearn.experiments.references import burgers, points
 from hyperlearn.gp import (
     PDE,
     Equation,
-    GaussNewton,
     KernelLearning,
     KernelProblem,
     Posterior,
     ValidationResidual,
     kernel_problem,
-    solve_pde,
 )
 from hyperlearn.methods import Method
 from operators import RBF, Gibbs, Kernel
@@ -56,8 +55,7 @@ class BurgersTask(PDETask):
     network_seed
         Of the network's weights.
     start
-        ``"solution"``: the solution with the untrained kernel, to a digit or two, reached by way of
-        larger nu; ``"zero"``: u = 0.
+        ``"solution"``: that with the untrained kernel, to a digit or two; ``"zero"``: u = 0.
     """
 
     nu: float = 0.02
@@ -111,9 +109,7 @@ class Burgers(PDEExperiment):
 
         start = None
         if task.start == "solution":
-            # The kernel will change: more digits are not worth it.
-            way = GaussNewton(rtol=0.05, continuation={"nu": [5 * task.nu, 2 * task.nu]})
-            start = solve_pde(pde, kernel, nugget=task.nugget, method=way)
+            start = rough_solution(pde, kernel, task.nugget)
         problem = kernel_problem(
             pde,
             kernel,

@@ -18,6 +18,7 @@ from hyperlearn.experiments.pde_experiment import (
     lengthscale_fields,
     merged_errors,
     named_parameters,
+    rough_solution,
     untrained,
     with_named_parameters,
 )
@@ -25,13 +26,11 @@ from hyperlearn.experiments.references import eikonal, points
 from hyperlearn.gp import (
     PDE,
     Equation,
-    GaussNewton,
     KernelLearning,
     KernelProblem,
     Posterior,
     ValidationResidual,
     kernel_problem,
-    solve_pde,
 )
 from hyperlearn.methods import Method
 from operators import RBF, Gibbs, Kernel
@@ -53,7 +52,7 @@ class EikonalTask(PDETask):
     lengthscale
         Of the RBF kernel.
     start
-        ``"solution"``: the solution with the untrained kernel, to a digit or two; ``"zero"``: u = 0.
+        ``"solution"``: that with the untrained kernel, to a digit or two; ``"zero"``: u = 0.
     merged_grid
         Points a side of the grid for collocation and validation points together.
     """
@@ -68,7 +67,7 @@ class EikonalTask(PDETask):
 
 
 class Eikonal(PDEExperiment):
-    """Section 4.2 of arXiv 2510.05568, its neural kernel."""
+    """The eikonal equation of arXiv 2510.05568, its neural kernel."""
 
     name = "eikonal"
 
@@ -115,10 +114,7 @@ class Eikonal(PDEExperiment):
 
         start = None
         if task.start == "solution":
-            # What residuals the kernel leaves make the iteration slow: the rest is not worth it.
-            # By way of larger eps it takes longer still.
-            way = GaussNewton(rtol=0.05)
-            start = solve_pde(pde, kernel, nugget=task.nugget, method=way)
+            start = rough_solution(pde, kernel, task.nugget)
         problem = kernel_problem(
             pde,
             kernel,

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from hyperlearn.budget import Budget
 from hyperlearn.experiments.experiment import BuiltIn
 from hyperlearn.experiments.references import points
-from hyperlearn.gp import PDE, Equation, KernelLearning, KernelProblem, Posterior, solve_pde
+from hyperlearn.gp import (
+    PDE,
+    Equation,
+    GaussNewton,
+    KernelLearning,
+    KernelProblem,
+    PDESolution,
+    Posterior,
+    solve_pde,
+)
 from hyperlearn.methods import Method
 from hyperlearn.outer import minimize
 from hyperlearn.runs import Field, Run
@@ -139,6 +148,16 @@ class LengthNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(n, 2)`` to ``(n, outputs)``."""
         return F.softplus(self.layers(x)) / self.divisor
+
+
+def rough_solution(pde: PDE, kernel: Kernel, nugget: float) -> PDESolution:
+    """The solution with a kernel that is to be learnt, to a digit or two.
+
+    What residuals an untrained kernel leaves make the iteration slow: the rest is not worth it. Nor
+    is the way by larger viscosities, which takes more iterations than the line search does from
+    zero.
+    """
+    return solve_pde(pde, kernel, nugget=nugget, method=GaussNewton(rtol=0.05))
 
 
 def untrained() -> KernelLearning:

@@ -19,8 +19,8 @@ from operators import Kernel
 # Rows up to which the exact answer is cheap enough to be preferred to any other.
 EXACT = 6_000
 
-# Seconds on one core, measured; only ratios matter. A pair of functionals in a large tile, of RBF and
-# of Matern kernels, and in the small Gram matrices of a KL factor; a flop of a Cholesky
+# Seconds on one core, measured; only ratios matter. A pair of functionals in a large tile, of RBF
+# and of Matern kernels, and in the small Gram matrices of a KL factor; a flop of a Cholesky
 # factorisation; an entry of a matrix in memory in a product; a nonzero of a triangular system.
 PAIR = {True: 4e-8, False: 1.4e-7}
 SMALL_PAIR, FLOP, STREAMED, NONZERO = 1.5e-7, 3.5e-11, 6e-10, 3e-9
@@ -86,9 +86,9 @@ def choose_backend(
 ) -> Backend:
     """`Dense` for a few thousand rows; beyond, what is predicted to be fastest and fits.
 
-    `LowRank` is for kernels that are infinitely smooth, `Sparse` for those of finite smoothness (of a
-    sum the roughest term counts) in up to three dimensions. Where fields have kernels of both sorts
-    there is `Dense` alone.
+    `LowRank` is for kernels that are infinitely smooth, `Sparse` for those of finite smoothness (of
+    a sum the roughest term counts) in up to three dimensions. Where fields have kernels of both
+    sorts there is `Dense` alone.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def explain_backend(
     >>> print(explain_backend(ops.RBF(0.2), pde).splitlines()[0])
     Dense(): 100 rows, exact and cheap
     """
-    kernels = {name: kernel for name in pde.fields} if isinstance(kernel, Kernel) else dict(kernel)
+    kernels = dict.fromkeys(pde.fields, kernel) if isinstance(kernel, Kernel) else dict(kernel)
     blocks = pde.linearised(pde.zeros()).blocks
     found = candidates(kernels, blocks, memory)
     n = sum(len(next(iter(block.values()))) for block in blocks)

@@ -20,10 +20,10 @@ ENTRIES = 2**19
 
 
 class _Part(NamedTuple):
-    """``coefficient_i sum_j weights_ij z[index_ij]``, in rows of the result; what that leaves."""
+    """``coefficient_i sum_j weights_ij z[places_ij]``, in rows of the result; what that leaves."""
 
     rows: Tensor
-    index: Tensor
+    places: Tensor
     weights: Tensor
     variances: Tensor
 
@@ -31,9 +31,9 @@ class _Part(NamedTuple):
 class Local:
     """``M u = B E u + e`` with sparse B and independent e: M predicted from neighbours in E.
 
-    What is in E is taken from it. Else ``B_i = k(M_i, N) k(N, N)^-1`` and ``var e_i = k(M_i, M_i) - B_i
-    k(N, M_i)``, N the functionals nearest to the point of M_i: the column that a KL factor would have
-    if M_i were the last in its order. All of it is differentiable with respect to the kernels.
+    What is in E is taken from it. Else ``B_i = k(M_i, N) k(N, N)^-1`` and ``var e_i = k(M_i, M_i) -
+    B_i k(N, M_i)``, N the functionals nearest to the point of M_i: the column that a KL factor
+    would have if M_i were the last in its order. Differentiable with respect to the kernels.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Local:
     blocks
         M.
     neighbours
-        How many functionals each N has.
+        How many functionals each N has; as many of each kind.
     nugget
         Relative to the variances of N.
 
@@ -96,7 +96,7 @@ class Local:
         """``B z``, ``(m,)``."""
         total = z.new_zeros(self.size)
         for part in self.parts:
-            total = total.index_add(0, part.rows, (part.weights * z[part.index]).sum(1))
+            total = total.index_add(0, part.rows, (part.weights * z[part.places]).sum(1))
         return total
 
     def transposed(self) -> Tensor:
@@ -107,7 +107,7 @@ class Local:
             device=self.parts[0].weights.device,
         )
         for part in self.parts:
-            place = part.index * self.size + part.rows[:, None]
+            place = part.places * self.size + part.rows[:, None]
             total = total.index_add(0, place.flatten(), part.weights.flatten())
         return total.reshape(self.elementary.size, self.size)
 
@@ -181,8 +181,8 @@ def _conditional(
     factor, failed = torch.linalg.cholesky_ex(inside * scale * scale.mT + nugget * eye)
     if bool(failed.any()):
         raise NotPositiveDefiniteError(
-            f"the Gram matrix of {near.shape[1]} neighbours is not positive definite with the nugget "
-            f"{nugget:g}: raise it, or take fewer neighbours"
+            f"the Gram matrix of {near.shape[1]} neighbours is not positive definite with the "
+            f"nugget {nugget:g}: raise it, or take fewer neighbours"
         )
     across = across * scale
     solved = torch.cholesky_solve(across, factor)

@@ -122,8 +122,8 @@ class LowRankFactor(Factor):
     def logdet(self) -> Tensor:
         """``log det(L L^T + D)``, from below, within ``n left_out`` of that of A.
 
-        Its derivative is ``tr(P dA)``, P the inverse of ``L L^T + D``: that of ``log det A`` but for
-        what L leaves out. Deterministic; the derivative is one product of A with r columns.
+        Its derivative is ``tr(P dA)``, P the inverse of ``L L^T + D``: that of ``log det A`` but
+        for what L leaves out. Deterministic; the derivative is one product of A with r columns.
         """
         P = self._inverse
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from hyperlearn.gp.local import Local
 from operators import Diagonal, Kernel, KernelGram, LinearOperator, Representers
 from operators.space import Space
 from operators.structure import Structure
-from solvers import KLCholesky, KLFactor, StructureError, kl_factor
+from solvers import KLCholesky, KLFactor, PreparedSolver, StructureError, kl_factor
 from solvers.kernel.kl_pattern import Ordering, check_settings, pattern_tensor
 from solvers.kernel.triangle import applied
 
@@ -33,9 +33,9 @@ class Sparse(Backend):
     occurs once. ``Theta = k(E, E)`` has a sparse approximate inverse factor, ``Theta^-1 ~ U U^T``,
     which is made once for each kernel; ``(U U^T)^-1`` is the covariance of a Gaussian process near
     the given one, and for that one everything here is exact: ``A = W (U U^T)^-1 W^T + D`` is solved
-    by conjugate gradients, a product being two sparse triangular systems. They are preconditioned by a
-    smaller factor of the same kind, of the rows themselves, which all iterations of Gauss-Newton
-    share.
+    by conjugate gradients, a product being two sparse triangular systems. They are preconditioned
+    by a smaller factor of the same kind, of the rows themselves, which all iterations of
+    Gauss-Newton share.
 
     Parameters
     ----------
@@ -68,10 +68,9 @@ class Sparse(Backend):
     U, and U in the kernel's parameters, at three times the cost of making it, and solves one more
     system, with the same preconditioner.
 
-    Values and derivatives at the equations' own points come with the solution, ``(U U^T)^-1 W^T alpha``.
-    Elsewhere they are predicted from these, locally: alpha of an approximate covariance, multiplied
-    by exact ones, would not do, for alpha is as large as the inverse of the nugget. Differences to
-    the exact process are those of U, a share of ``exp(-c rho)``.
+    Values and derivatives at the equations' own points come with the solution, as ``(U U^T)^-1 W^T
+    alpha``. Elsewhere they are predicted from these, locally: alpha of an approximate covariance,
+    multiplied by exact ones, would not do, for its entries are of 1e3 to 1e6.
 
     The determinant is that of a KL factor of the rows, of width `rho`. Source: Chen, Owhadi and
     Schaefer (2023, arXiv:2304.01294, sections 3 to 5).
@@ -115,8 +114,8 @@ class Sparse(Backend):
         for name, kernel in system.kernels.items():
             if kernel.smoothness == float("inf"):
                 raise StructureError(
-                    f"Sparse: the kernel of {name}, {kernel!r}, is infinitely smooth: distant points "
-                    "do not screen each other; take LowRank, or a Matern kernel"
+                    f"Sparse: the kernel of {name}, {kernel!r}, is infinitely smooth: distant "
+                    "points do not screen each other; take LowRank, or a Matern kernel"
                 )
         known = previous if isinstance(previous, SparseFactor) else None
         return SparseFactor(self, system, known)
@@ -128,9 +127,8 @@ class Prior:
 
     elementary: Elementary
     kernels: Mapping[str, Kernel]
-    factors: list[KLFactor] = field(default_factory=list)
-    # Of each field: lifted functionals, to which others can be joined.
-    nugget: float = 0.0
+    factors: list[KLFactor]
+    nugget: float
 
     @classmethod
     def of(
@@ -161,7 +159,7 @@ class Prior:
         return torch.cat(images)
 
     def serves(self, elementary: Elementary, kernels: Mapping[str, Kernel]) -> bool:
-        """Whether it is that of other functionals and kernels, in numbers; none is differentiated."""
+        """Whether it is that of these, in numbers, and none of them is differentiated."""
         mine, theirs = pytree.tree_leaves(dict(self.kernels)), pytree.tree_leaves(dict(kernels))
         if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in mine + theirs):
             return False
@@ -221,6 +219,8 @@ class SparseFactor(Factor):
 
     def __init__(self, settings: Sparse, system: System, previous: SparseFactor | None) -> None:
         self.settings, self.system = settings, system
+        self.prior: Prior
+        self.prepared: PreparedSolver
         elementary = Elementary(system.blocks)
         nugget = settings.nugget
         if nugget is None:

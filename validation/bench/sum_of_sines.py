@@ -2,9 +2,9 @@
 
     -Lap u + u^3 = f ,     u = sum_{k <= 600} k^-6 sin(k pi x) sin(k pi y) ,
 
-on grids of spacing h; Matern 7/2 of length 0.3, nugget 1e-10, three Gauss-Newton iterations. Published
-(arXiv 2304.01294 and its Python port, rho = 3): 16.6 s on 32 threads, 6.0 s on one H200, for an error of
-1e-5 at 10,201 points; without derivatives.
+on grids of spacing h; Matern 7/2 of length 0.3, nugget 1e-10, three Gauss-Newton iterations.
+Published (arXiv 2304.01294 and its Python port, rho = 3): 16.6 s on 32 threads, 6.0 s on one H200,
+for an error of 1e-5 at 10,201 points; without derivatives.
 """
 
 from __future__ import annotations

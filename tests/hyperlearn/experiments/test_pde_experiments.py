@@ -33,7 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "elliptic-a": (TINY, {"lengthscale", "merged_l2_error"}),
     "elliptic-b": (TINY, {"lengthscale", "variance", "merged_l2_error"}),
     "eikonal": (
-        TINY | {"start": "zero", "eps": 1.0, "merged_grid": 5},
+        TINY | {"eps": 1.0, "merged_grid": 5},
         {"lengthscale", "merged_converged", "merged_reason"},
     ),
     "burgers": (

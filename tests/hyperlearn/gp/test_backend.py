@@ -1,4 +1,4 @@
-"""`LowRank`, `Sparse` and the choice between them: against dense Cholesky and finite differences."""
+"""`LowRank`, `Sparse` and their choice: against dense Cholesky and finite differences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ CASES: dict[str, tuple[Any, hl.Backend, float]] = {
     "low rank, random": (ops.RBF, hl.LowRank(sampling="random", seed=3), 1e-5),
     "sparse": (lambda a: ops.Matern(a, nu=3.5), hl.Sparse(rho=4.0), 2e-2),
     # With balls that hold all points the factor is exact.
-    "sparse, all": (lambda a: ops.Matern(a, nu=3.5), hl.Sparse(rho=1e3, nugget=1e-13, neighbours=400), 1e-4),
+    "sparse, all": (
+        lambda a: ops.Matern(a, nu=3.5),
+        hl.Sparse(rho=1e3, nugget=1e-13, neighbours=400),
+        1e-4,
+    ),
     "sparse, following": (
         lambda a: ops.Matern(a, nu=3.5),
         hl.Sparse(rho=4.0, ordering="follow"),
@@ -81,7 +85,7 @@ def test_variance_and_samples(name: str) -> None:
 @cases
 def test_hypergradient_of_validation_loss(name: str) -> None:
     def loss(log_length: Tensor) -> Tensor:
-        made, pde, held = posterior(name, log_length)
+        made, _, held = posterior(name, log_length)
         state = {key: value + 0.3 for key, value in held.zeros().items()}
         blocks, target = held.linearised(state)
         return (made.evaluate(blocks) - target).square().mean() + made.alpha @ made.target / 1e3
@@ -120,22 +124,23 @@ def test_objectives_work_with_it(name: str) -> None:
 def test_rank_and_iterations_of_case_a() -> None:
     pde = case_a()["pde"]
     states = pde.zeros()
-    made = step(pde, {"u": ops.RBF(0.2)}, states, 1e-10, hl.LowRank(left_out=1e-2))
+    made: Any = step(pde, {"u": ops.RBF(0.2)}, states, 1e-10, hl.LowRank())
     # Pivots until the trace of what is left is n times 1e-10: the number of eigenvalues above it.
     K = ops.KernelGram(made.rows)
     assert 262 <= pivoted_cholesky(K, atol=1e-10 * len(made.rows)).rank <= 320
+    assert made.factor.info.converged
     assert made.factor.info.iterations <= 10
-    assert made.residual() < 1e-8
+    assert made.residual() < 1e-6
 
 
 def test_gauss_newton_keeps_the_prior_factor() -> None:
     pde, _ = elliptic_pde(80, 24)
     kernel = {"u": ops.Matern(0.5, nu=3.5)}
-    first = step(pde, kernel, pde.zeros(), 1e-8, hl.Sparse())
-    second = step(pde, kernel, first.states(pde), 1e-8, hl.Sparse(), previous=first)
+    first: Any = step(pde, kernel, pde.zeros(), 1e-8, hl.Sparse())
+    second: Any = step(pde, kernel, first.states(pde), 1e-8, hl.Sparse(), previous=first)
     assert second.factor.prior is first.factor.prior
     other = {"u": ops.Matern(0.6, nu=3.5)}
-    third = step(pde, other, first.states(pde), 1e-8, hl.Sparse(), previous=first)
+    third: Any = step(pde, other, first.states(pde), 1e-8, hl.Sparse(), previous=first)
     assert third.factor.prior is not first.factor.prior
     alone = step(pde, kernel, first.states(pde), 1e-8, hl.Sparse())
     assert near(second.states(pde)[0]["u"], alone.states(pde)[0]["u"], 1e-6)
@@ -175,9 +180,9 @@ def test_what_is_refused() -> None:
     pde, _ = elliptic_pde(40, 16)
     with pytest.raises(StructureError, match="infinitely smooth"):
         step(pde, {"u": ops.RBF(0.3)}, pde.zeros(), 1e-8, hl.Sparse())
+    tight = points.uniform_interior(60, ((0.0, 1e-3), (0.0, 1e-3)), generator())
+    close = hl.PDE([hl.Equation(lambda u: u - 1.0, tight)])
     with pytest.raises(NotPositiveDefiniteError):
-        tight = points.uniform_interior(60, ((0.0, 1e-3), (0.0, 1e-3)), generator())
-        close = hl.PDE([hl.Equation(lambda u: u - 1.0, tight)])
         step(close, {"u": ops.Matern(10.0, nu=4.5)}, close.zeros(), 1e-8, hl.Sparse(nugget=0.0))
     for settings in ({"rho": 0.0}, {"nugget": -1.0}, {"neighbours": 0}, {"rtol": 0.0}):
         with pytest.raises(ValueError, match="expected"):
