@@ -335,7 +335,8 @@ class Loop:
 
     def finish(self, status: str, message: str, whole: bool = False) -> Run:
         """End the run; `whole` says that it stands between two steps, and can go on from there."""
-        self._conclude(status, "; ".join(filter(None, [message, self.failures.told(self.step)])))
+        told = [message, self.failures.told(self.step), self.estimator.told()]
+        self._conclude(status, "; ".join(filter(None, told)))
         run = self.run
         if self.file is not None:
             state = (self.step, self.state(), self._on_cadence()) if whole else None

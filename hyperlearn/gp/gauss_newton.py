@@ -213,7 +213,8 @@ def by_field(kernel: Kernel | Mapping[str, Kernel], pde: PDE) -> dict[str, Kerne
         if len(fields) != 1:
             raise ValueError(
                 f"kernel is one for the fields {', '.join(fields)}; expected a dictionary with one "
-                "for each"
+                "for each (an argument of a residual other than x, params, data, grad_u, lap_u, "
+                "hess_u is taken for the name of a field)"
             )
         return {fields[0]: kernel}
     if not isinstance(kernel, Mapping) or set(kernel) != set(fields):

@@ -19,8 +19,8 @@ class GramCG(CG):
 
     With a nugget of 1e-10, ``|x|`` may be ``1e8 |b|``, and then no solver, Cholesky among them,
     reaches ``|b - A x| <= 1e-10 |b|``. Where the residual has stopped falling it counts as
-    converged if ``|b - A x| <= eps n |x|``: for rows of unit variance ``|A| <= n``, so x is the solution for
-    a matrix that differs by rounding. Adjoint systems are of this kind.
+    converged if ``|b - A x| <= eps n |x|``: for rows of unit variance ``|A| <= n``, so x is the
+    solution for a matrix that differs by rounding. Adjoint systems are of this kind.
     """
 
     def _prepare(self, A: LinearOperator) -> PreparedSolver:

@@ -171,8 +171,19 @@ def kernel_problem(
         generator = torch.Generator().manual_seed(0)
         return problem.loss(problem.posterior(y, x), problem.held(y), x, generator)
 
+    latest: dict[str, Any] = {}
+
+    def posterior_at(y: Tree, x: Tree) -> Posterior:
+        # The metrics of one record look at one posterior.
+        leaves = pytree.tree_leaves((y, x))
+        values = [(leaf.data_ptr(), leaf._version) for leaf in leaves]
+        if latest.get("values") != values:
+            latest.update(values=values, leaves=leaves, posterior=problem.posterior(y, x))
+        found: Posterior = latest["posterior"]
+        return found
+
     def of_posterior(metric: Callable[[Posterior], float]) -> Callable[[Tree, Tree], float]:
-        return lambda y, x: float(metric(problem.posterior(y, x)))
+        return lambda y, x: float(metric(posterior_at(y, x)))
 
     problem = KernelProblem(
         inner_loss,
@@ -227,7 +238,8 @@ class KernelLearning(Method):
         ``"adam"``, or ``"lbfgs"``, where each step is a line search on the loss of the present state
         and batch.
     fresh
-        Whether Adam forgets its moments after each Gauss-Newton iteration, as published.
+        Whether Adam forgets its moments after each Gauss-Newton iteration, as published. Where x
+        moves once an iteration it never does: each step would be the first, of full size.
     decay
         Step t of x has size ``step_size / (1 + decay t)``.
     averaging
@@ -349,7 +361,7 @@ class _KernelEstimator(Estimator):
         assert posterior is not None
         y = problem.y_space.ravel({"states": states, "validation": validation})
         self._hold(y, x, posterior)
-        if self.method.fresh:
+        if self.method.fresh and self.method.learning_steps > 1 and not each_time:
             self.moments = {}
         self.since = 0
         return Trajectory(y)
@@ -400,13 +412,16 @@ class _KernelEstimator(Estimator):
             loss, posterior = self._loss(tree, outer)
             (gradient,) = torch.autograd.grad(loss, outer)
         self.last_loss = float(loss.detach())
-        residual = posterior.residual()
+        residual, backend = posterior.residual(), repr(posterior.backend)
         reason = (
             "state held fixed: derivative of one Gauss-Newton step"
             if kind == "one-step"
             else f"derivative of {steps} Gauss-Newton steps"
         )
-        return Estimate(gradient, None, lambda: self._certificate(residual, None, reason, gradient))
+        reason = "; ".join(filter(None, [reason, self.told()]))
+        return Estimate(
+            gradient, None, lambda: self._certificate(residual, None, reason, gradient, backend)
+        )
 
     def _loss(self, tree: Tree, outer: Tensor) -> tuple[Tensor, Posterior]:
         x = self.problem.x_space.unravel(outer)
@@ -451,11 +466,11 @@ class _KernelEstimator(Estimator):
         residual = posterior.residual()
         info = solution.info
         return Estimate(
-            gradient, info, lambda: self._certificate(residual, info, reason, gradient), q
+            gradient, info, lambda: self._certificate(residual, info, reason, gradient, ""), q
         )
 
     def _certificate(
-        self, residual: float, info: Info | None, reason: str, gradient: Tensor
+        self, residual: float, info: Info | None, reason: str, gradient: Tensor, backend: str
     ) -> Certificate:
         return Certificate(
             inner_stationarity=self.stationary,
@@ -465,12 +480,21 @@ class _KernelEstimator(Estimator):
             exact=info is not None,
             iterations=0 if info is None else info.iterations,
             operator="I - d_y T of the Gauss-Newton step" if info else "Gram matrix",
-            solver=repr(self.problem.backend or "Dense()") if info is None else info.solver,
+            solver=backend if info is None else info.solver,
             reason=reason,
             gradient_norm=float(gradient.norm()),
         )
 
     # --- x ------------------------------------------------------------------------------------
+
+    def told(self) -> str:
+        """Whether the state is not that of a solution yet; empty if it is."""
+        if not self.stationary > 1e-2 or math.isinf(self.stationary):
+            return ""
+        return (
+            f"the state is not converged (it changed by {self.stationary:.2g} of its size in the last "
+            "Gauss-Newton iteration): more steps, or fewer learning_steps for each"
+        )
 
     def move(self, x: Tensor, velocity: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Adam, or a line search of L-BFGS; averaged at the end of a Gauss-Newton iteration."""

@@ -184,7 +184,13 @@ class Equation:
     def _one(self, state: State, x: Tensor, data: Tensor | None, params: Any) -> Tensor:
         given = {"x": x, "data": data, "params": params}
         arguments = {name: given[name] for name in self._arguments if name in _GIVEN}
-        value = self.residual(**state, **arguments)
+        try:
+            value = self.residual(**state, **arguments)
+        except (IndexError, TypeError, AttributeError) as error:
+            shapes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in state.items())
+            raise type(error)(
+                f"{self}: the residual fails at one point, {shapes}: {error}"
+            ) from error
         if not isinstance(value, Tensor) or value.ndim > 1 or not value.is_floating_point():
             got = (
                 f"a tensor of shape {tuple(value.shape)} and {value.dtype}"

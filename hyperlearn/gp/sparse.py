@@ -251,7 +251,7 @@ class SparseFactor(Factor):
             solver = GramCG(rtol=settings.rtol, maxiter=settings.maxiter, preconditioner=P)
             self.prepared = solver.prepare(self.matrix)
         self.info: Any = None
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._seen: tuple[Tensor, Tensor, bool] | None = None
 
     def solve(self, b: Tensor) -> Tensor:
         """``A^-1 b``; `info` says how that went."""
@@ -306,9 +306,11 @@ class SparseFactor(Factor):
 
     def _mean(self, alpha: Tensor) -> Tensor:
         """``(U U^T)^-1 W^T alpha``: one product, kept for the functionals to come."""
-        if self._seen is None or self._seen[0] is not alpha:
+        # One that was made without a graph is no good where there is to be one.
+        recorded = torch.is_grad_enabled()
+        if self._seen is None or self._seen[0] is not alpha or self._seen[2] != recorded:
             z = self.W.apply_transposed(self.coefficients, alpha)
-            self._seen = alpha, self.prior.product(z)
+            self._seen = alpha, self.prior.product(z), recorded
         return self._seen[1]
 
     def _local(self, blocks: Blocks) -> Local:

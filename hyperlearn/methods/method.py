@@ -140,6 +140,10 @@ class Estimator(ABC):
         velocity = self.method.momentum * velocity + gradient
         return x - self.method.step_size * velocity, velocity
 
+    def told(self) -> str:
+        """What a user should know of the result, in a sentence; empty for nothing."""
+        return ""
+
     def state(self) -> dict[str, Any]:
         """What the next steps depend on, of all that this holds, but for `generator`.
 
