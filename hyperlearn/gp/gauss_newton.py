@@ -30,22 +30,22 @@ class GaussNewton:
     maxiter
         Most linear solves.
     rtol
-        Converged when the state would change by at most this, relative to its size (values and derivatives
-        of each field by themselves, in the maximum norm); or by at most 1e-4 with nothing gained by it:
-        then rounding moves it.
+        Converged when the state would change by at most this, relative to its size (values and
+        derivatives of each field by themselves, in the maximum norm); or by at most 1e-4 with
+        nothing gained by it: then rounding moves it.
     line_search
-        Halve the step ``u_k + s (u - u_k)`` until ``|u|^2 + R(u)^2 / D`` decreases, with the nugget's
-        variances D: that is what the equations with a nugget minimise.
+        Halve the step ``u_k + s (u - u_k)`` until ``|u|^2 + R(u)^2 / D`` decreases, with the
+        nugget's variances D: that is what the equations with a nugget minimise.
     min_step
-        Where halving gives up, and a Levenberg-Marquardt step follows: ``(K + mu I) a = -R(u_k)`` in
-        the scaled rows, ``u_k + k(., L) a``, which shortens the step and turns it towards the
+        Where halving gives up, and a Levenberg-Marquardt step follows: ``(K + mu I) a = -R(u_k)``
+        in the scaled rows, ``u_k + k(., L) a``, which shortens the step and turns it towards the
         steepest descent. Its mu is multiplied by 10 until the same decreases, and divided by 10
         after.
     damping
         First mu; 0 for no such steps: then a failing line search takes its last step.
     continuation
-        ``name of a parameter -> values`` on the way to its own: solved one after the other, each from
-        the solution before.
+        ``name of a parameter -> values`` on the way to its own: solved one after the other, each
+        from the solution before.
     strict
         Raise where the default warns.
     """
@@ -132,8 +132,8 @@ def solve_pde(
 ) -> PDESolution:
     """The function of least norm that satisfies nonlinear equations at points (arXiv 2103.12959).
 
-    ``min |u|_k subject to R(u)(x_i) = 0``: equivalently, the most probable Gaussian process given the
-    equations. Each iteration solves one linear system with as many unknowns as equations.
+    ``min |u|_k subject to R(u)(x_i) = 0``: equivalently, the most probable Gaussian process given
+    the equations. Each iteration solves one linear system with as many unknowns as equations.
 
     Parameters
     ----------
@@ -363,7 +363,8 @@ def advance(
     change = _change(pde, states, proposed)
     if not math.isfinite(change):
         raise FloatingPointError(
-            "Gauss-Newton diverged: the state is no longer finite; start nearer to the solution, or "
+            "Gauss-Newton diverged: the state is no longer finite; start nearer to the solution, "
+            "or "
             "use GaussNewton(continuation=...)"
         )
     merit = _Merit(pde, states, proposed, posterior, squared_norm)
@@ -421,7 +422,8 @@ def _iterate(
     last = iterations[-1]
     reason = (
         f"Gauss-Newton: not converged after {len(iterations)} linear solves: the state changed by "
-        f"{last.change:.2g}, asked for {method.rtol:.2g}; residuals are {last.residual:.2g} standard "
+        f"{last.change:.2g}, asked for {method.rtol:.2g}; residuals are {last.residual:.2g} "
+        f"standard "
         "deviations of the prior. Raise maxiter, start nearer, or continue in a parameter"
     )
     return PDESolution(made.posterior, states, False, reason, tuple(iterations))
@@ -454,11 +456,11 @@ def between(old: Sequence[State], new: Sequence[State], s: float) -> list[State]
 
 
 class _Merit:
-    """``|u|^2 + R(u)^2 / D``: what the equations with a nugget minimise, along ``u_k + t (u - u_k)``.
+    """``|u|^2 + R(u)^2 / D``, which equations with a nugget minimise, at ``u_k + t (u - u_k)``.
 
     ``R`` is scaled to the rows' deviations and D is the nugget, so for the linearised equations the
-    minimum is at t = 1. Inner products need no more than is known: ``<u, u_k> = alpha . L u_k``, and
-    ``L u_k = b + R(u_k)``.
+    minimum is at t = 1. Inner products need no more than is known: ``<u, u_k> = alpha . L u_k``,
+    and ``L u_k = b + R(u_k)``.
     """
 
     def __init__(
@@ -494,7 +496,7 @@ class _Merit:
         return self.norm(t) + self.penalty(self.scaled(between(self.states, self.proposed, t)))
 
     def gain(self) -> float:
-        """What the linear model promises of a full step, as a share: its minimum is ``alpha . b``."""
+        """Share that the linear model promises of a full step: its minimum is ``alpha . b``."""
         now = self.at(0.0)
         return (now - float(self.posterior.alpha @ self.posterior.target)) / max(now, 1e-300)
 
@@ -539,6 +541,7 @@ def _damped(merit: _Merit, mu: float) -> tuple[list[State], float, float]:
         mu *= 10
     raise FloatingPointError(
         "Gauss-Newton is stuck: no Levenberg-Marquardt step makes residuals (now "
-        f"{float(merit.residual.square().mean().sqrt()):.2g} standard deviations of the prior) or norm "
+        f"{float(merit.residual.square().mean().sqrt()):.2g} standard deviations of the prior) or "
+        f"norm "
         "smaller; start elsewhere, or continue in a parameter"
     )

@@ -42,9 +42,9 @@ Regularizer = Callable[[Tree], Tensor]
 class KernelProblem(BilevelProblem):
     """``min_theta J(u_theta) + R(theta)``, u_theta the solution of a PDE with the kernel of theta.
 
-    The inner variable y is the state: what the residuals ask of u at the points of the equations and
-    at those of the objective. The inner solution is a fixed point of the Gauss-Newton step, ``y =
-    T(y, x)``. The outer variable x holds the kernels' parameters by field, and under ``"params"``
+    The inner variable y is the state: what the residuals ask of u at the points of the equations
+    and at those of the objective. The inner solution is a fixed point of the Gauss-Newton step, ``y
+    = T(y, x)``. The outer variable x holds the kernels' parameters by field, and under ``"params"``
     those of the PDE that are learnt. Made by `kernel_problem`.
     """
 
@@ -235,8 +235,8 @@ class KernelLearning(Method):
     newton_steps
         Gauss-Newton iterations each time; with ``"implicit"`` the most of them.
     optimizer
-        ``"adam"``, or ``"lbfgs"``, where each step is a line search on the loss of the present state
-        and batch.
+        ``"adam"``, or ``"lbfgs"``, where each step is a line search on the loss of the present
+        state and batch.
     fresh
         Whether Adam forgets its moments after each Gauss-Newton iteration, as published. Where x
         moves once an iteration it never does: each step would be the first, of full size.
@@ -354,7 +354,8 @@ class _KernelEstimator(Estimator):
             states, posterior, self.damping = made.states, made.posterior, made.damping
             self.stationary, length = made.iteration.change, made.iteration.step
             there = [posterior.state(equation) for equation in problem.objective.validation]
-            # A shortened step is one everywhere; where another function was added, its limit counts.
+            # A shortened step is one everywhere; where another function was added, its limit
+            # counts.
             validation = between(validation, there, length or 1.0)
             if made.settled:
                 break
@@ -492,7 +493,8 @@ class _KernelEstimator(Estimator):
         if not self.stationary > 1e-2 or math.isinf(self.stationary):
             return ""
         return (
-            f"the state is not converged (it changed by {self.stationary:.2g} of its size in the last "
+            f"the state is not converged (it changed by {self.stationary:.2g} of its size in the "
+            f"last "
             "Gauss-Newton iteration): more steps, or fewer learning_steps for each"
         )
 
@@ -608,7 +610,7 @@ def _refused(v: Tensor) -> Tensor:
 
 
 def _scales(tree: Tree, space: Any) -> Tensor:
-    """For each entry the largest of its kind: values and Laplacians differ by orders of magnitude."""
+    """For each entry the largest of its kind: values and Laplacians differ by much."""
     sizes = pytree.tree_map(
         lambda leaf: torch.full_like(leaf, float(leaf.abs().max().clamp_min(1e-300))), tree
     )
@@ -655,7 +657,7 @@ def derivative_ratio(problem: KernelProblem, x: Tree, *, newton_steps: int = 10)
     flat = problem.x_space.ravel(x)
     gradients = []
     for kind in ("one-step", "implicit"):
-        method = KernelLearning(hypergradient=kind, newton_steps=newton_steps)  # type: ignore[arg-type]
+        method = KernelLearning(hypergradient=kind, newton_steps=newton_steps)
         estimator = method.start(problem, problem.oracles(), torch.Generator().manual_seed(0))
         with torch.no_grad():
             trajectory = estimator.solve_inner(problem.y_space.ravel(problem.y0), flat)

@@ -151,7 +151,8 @@ class MarginalLikelihood(Objective):
     ) -> Tensor:
         n = len(posterior.target)
         quadratic = posterior.target @ posterior.alpha
-        # The rows were scaled to unit variance: b = S^-1 (S b), log det A = log det (S A S) - 2 log S.
+        # The rows were scaled to unit variance: b = S^-1 (S b), log det A = log det (S A S) - 2 log
+        # S.
         logdet = posterior.factor.logdet() - 2 * posterior.scale.log().sum()
         if self.profile:
             return 0.5 * (n * (quadratic / n).log() + logdet)

@@ -1,4 +1,4 @@
-"""`Equation` and `PDE`: what holds at which points, as the user writes it; and its linearisation."""
+"""`Equation` and `PDE`: what holds at which points, as the user writes it; its linearisation."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Equation:
     Parameters
     ----------
     residual
-        Function of one point; its arguments are asked for by name: ``x (d,)``; for a field ``u``: its
-        value ``u``, ``grad_u (d,)``, ``lap_u``, ``hess_u (d, d)``; likewise for any other field;
-        ``params``, those of the `PDE`; ``data``, this point's row of `data`. It returns a scalar, or
-        ``(m,)`` for a system.
+        Function of one point; its arguments are asked for by name: ``x (d,)``; for a field ``u``:
+        its value ``u``, ``grad_u (d,)``, ``lap_u``, ``hess_u (d, d)``; likewise for any other
+        field; ``params``, those of the `PDE`; ``data``, this point's row of `data`. It returns a
+        scalar, or ``(m,)`` for a system.
     points
         ``(n, d)``.
     data
@@ -81,8 +81,8 @@ class Equation:
 
     def __post_init__(self) -> None:
         if not callable(self.residual):
-            got = type(self.residual).__name__
-            raise TypeError(f"residual is a {got}; expected a function of one point")
+            kind = type(self.residual).__name__
+            raise TypeError(f"residual is a {kind}; expected a function of one point")
         x = self.points
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -94,8 +94,8 @@ class Equation:
         _check_finite(x, f"{self}: points")
         if self.data is not None:
             if not isinstance(self.data, Tensor) or self.data.shape[:1] != x.shape[:1]:
-                got = tuple(self.data.shape) if isinstance(self.data, Tensor) else self.data
-                raise ValueError(f"{self}: data is {got}; expected a tensor ({len(x)}, ...)")
+                shown = tuple(self.data.shape) if isinstance(self.data, Tensor) else self.data
+                raise ValueError(f"{self}: data is {shown}; expected a tensor ({len(x)}, ...)")
             _check_finite(self.data, f"{self}: data")
         if not 0 <= self.noise < float("inf"):
             raise ValueError(
@@ -255,7 +255,8 @@ class Equation:
         Returns
         -------
         tuple
-            For each component a block of functionals by field; and ``b``, ``(m n,)``, block by block.
+            For each component a block of functionals by field; and ``b``, ``(m n,)``, block by
+            block.
         """
 
         def both(
@@ -302,7 +303,8 @@ class Equation:
             k = int((~finite).nonzero()[0])
             at = {name: value[k].tolist() for name, value in state.items()}
             raise FloatingPointError(
-                f"{self}: the residual or its derivative is not finite at {n - int(finite.sum())} of "
+                f"{self}: the residual or its derivative is not finite at {n - int(finite.sum())} "
+                f"of "
                 f"{n} points; the first is {self.points[k].tolist()}, with {at}"
             )
 
@@ -399,7 +401,8 @@ class PDE:
             if bool(outside.any()):
                 first = x[outside][0].tolist()
                 raise ValueError(
-                    f"{equation}: {int(outside.sum())} of {len(x)} points are outside of the domain "
+                    f"{equation}: {int(outside.sum())} of {len(x)} points are outside of the "
+                    f"domain "
                     f"{tuple(domain)}, {first} the first"
                 )
 

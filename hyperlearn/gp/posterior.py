@@ -1,4 +1,4 @@
-"""`Posterior`: Gaussian processes given linear equations; mean, variance and samples of anything linear."""
+"""`Posterior`: Gaussian processes given linear equations: mean, variance, samples."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Rows = Functionals | Mapping[str, Functionals] | Sequence[Functionals | Mapping[
 
 
 class Posterior:
-    """``u ~ GP(0, k)`` given ``L u + e = b``, with independent e of variance ``nugget k(L, L) + noise``.
+    """``u ~ GP(0, k)`` given ``L u + e = b``, e independent of variance ``nugget k(L, L) + noise``.
 
     ``mean = k(., L) alpha`` with ``(K + nugget diag K + N) alpha = b`` and ``K = k(L, L)``: the
-    representer form, whose unknowns are the equations. The rows are scaled to unit variance, so that
-    the nugget means the same for a boundary value and for a Laplacian; scale and nugget are part of
-    what is differentiated.
+    representer form, whose unknowns are the equations. The rows are scaled to unit variance, so
+    that the nugget means the same for a boundary value and for a Laplacian; scale and nugget are
+    part of what is differentiated.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class Posterior:
     # --- the rest of the distribution -----------------------------------------------------------
 
     def variance(self, functionals: Rows) -> Tensor:
-        """Variance of functionals, ``(m,)``: ``k(M, M) - k(M, L) A^-1 k(L, M)``. Solves m systems."""
+        """Variance of functionals, ``(m,)``: ``k(M, M) - k(M, L) A^-1 k(L, M)``: m systems."""
         blocks = self._named(functionals)
         cross = self.factor.cross(blocks)
         return self.factor.variances(blocks) - (cross * self.factor.solve(cross.T).T).sum(-1)

@@ -117,12 +117,12 @@ def scan_lengthscale(
 
 
 def default_scales(pde: PDE, count: int = 8) -> list[float]:
-    """Scales from three times the median distance of neighbours to half the diagonal, in equal ratios."""
+    """From three times the median distance of neighbours to half the diagonal, in equal ratios."""
     points = _distinct(torch.cat([equation.points for equation in pde.equations]))
     if len(points) < 2:
         raise ValueError("the PDE has one point; expected two at least, or scales=...")
     distances, _ = cKDTree(points).query(points, k=2)
-    least = 3 * float(np.median(distances[:, 1]))
+    least = 3 * float(np.median(np.asarray(distances)[:, 1]))
     most = 0.5 * float(np.linalg.norm(points.max(0) - points.min(0)))
     return [float(scale) for scale in np.geomspace(least, max(most, 2 * least), count)]
 

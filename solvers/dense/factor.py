@@ -14,10 +14,10 @@ from solvers.solution import NotPositiveDefiniteError
 class CholeskyFactor:
     """``A = L L^T`` of a dense matrix, made once; what it gives is differentiable in A.
 
-    ``solve``, ``logdet`` and ``inverse`` use one factor, and so do their derivatives: ``A_bar = -q x^T``
-    with ``A q = x_bar`` for a solve, ``A_bar = g A^-1`` for the determinant. Costs ``n^3 / 3`` flops
-    once, ``2 n^2`` a right-hand side and its adjoint, ``2 n^3 / 3`` for the inverse, which `logdet`
-    needs for its derivative alone.
+    ``solve``, ``logdet`` and ``inverse`` use one factor, and so do their derivatives: ``A_bar = -q
+    x^T`` with ``A q = x_bar`` for a solve, ``A_bar = g A^-1`` for the determinant. Costs ``n^3 /
+    3`` flops once, ``2 n^2`` a right-hand side and its adjoint, ``2 n^3 / 3`` for the inverse,
+    which `logdet` needs for its derivative alone.
 
     Parameters
     ----------
@@ -52,7 +52,8 @@ class CholeskyFactor:
                     raise ValueError(f"matrix holds {count} NaN or infinite entries")
                 raise NotPositiveDefiniteError(
                     f"a matrix of order {len(matrix)} is not positive definite: its leading minor "
-                    f"of order {int(code)} is not positive in {matrix.dtype}; enlarge the nugget or "
+                    f"of order {int(code)} is not positive in {matrix.dtype}; enlarge the nugget "
+                    f"or "
                     "damping, or remove what is nearly the same twice"
                 )
 
@@ -72,7 +73,7 @@ class CholeskyFactor:
         return value
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """``L z`` with standard normal z, ``(n, count)``: draws of covariance A; not differentiable."""
+        """``L z`` with normal z, ``(n, count)``: draws of covariance A; not differentiable."""
         z = torch.randn(len(self.lower), count, generator=generator, dtype=self.lower.dtype)
         return self.lower @ z.to(self.lower.device)
 

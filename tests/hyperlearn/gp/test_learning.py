@@ -260,5 +260,5 @@ def test_another_problem_is_refused() -> None:
         lambda y, x: ((y - x) ** 2).sum(), lambda y, x: (y**2).sum(),
         x0=torch.zeros(1), y0=torch.zeros(1),
     )  # fmt: skip
-    with pytest.raises(TypeError, match="expected one of hyperlearn.kernel_problem"):
+    with pytest.raises(TypeError, match=r"expected one of hyperlearn\.kernel_problem"):
         hl.minimize(plain, hl.KernelLearning(), budget=hl.Budget(steps=1))

@@ -199,5 +199,5 @@ def test_a_detached_residual_is_found_out() -> None:
 
 def test_start_of_other_shapes_is_refused() -> None:
     pde = hl.PDE([hl.Equation(lambda u: u - 1, points())])
-    with pytest.raises(ValueError, match="start of .* has shapes"):
+    with pytest.raises(ValueError, match=r"start of .* has shapes"):
         hl.solve_pde(pde, ops.RBF(0.5), start=[{"u": torch.zeros(3, dtype=D)}])

@@ -70,7 +70,7 @@ def test_samples_have_the_mean_and_the_variance() -> None:
 
 
 def test_equations_have_no_variance_left() -> None:
-    pde, p = posterior(1e-10)
+    _, p = posterior(1e-10)
     u = p.linearised.blocks
     prior = ops.Representers(p.kernels, u).variances()
     assert float((p.variance(u) / prior).abs().max()) < 1e-8
