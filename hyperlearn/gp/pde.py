@@ -80,8 +80,9 @@ class Equation:
     _example_params: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not callable(self.residual):
-            kind = type(self.residual).__name__
+        residual: object = self.residual
+        if not callable(residual):
+            kind = type(residual).__name__
             raise TypeError(f"residual is a {kind}; expected a function of one point")
         x = self.points
         if not isinstance(x, Tensor) or not x.is_floating_point():
