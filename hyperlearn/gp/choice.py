@@ -26,10 +26,11 @@ PAIR = {True: 4e-8, False: 1.4e-7}
 SMALL_PAIR, FLOP, STREAMED, NONZERO = 1.5e-7, 3.5e-11, 6e-10, 3e-9
 # Rank of smooth kernels at a nugget of 1e-10, of 300 to 400; iterations with it.
 RANK, LOW_RANK_ITERATIONS = 400, 8
-# Pairs and nonzeros of each functional at rho = 3, in one, two and three dimensions; iterations.
-PAIRS = {1: 400, 2: 1_500, 3: 12_000}
-NONZEROS = {1: 20, 2: 60, 3: 300}
-SPARSE_ITERATIONS = 150
+# Pairs and nonzeros of each functional at rho = 4 (of rows: 3), in one, two and three dimensions;
+# iterations with them.
+PAIRS = {1: 500, 2: 2_000, 3: 20_000}
+NONZEROS = {1: 30, 2: 80, 3: 500}
+SPARSE_ITERATIONS = 40
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ class Sparse(Backend):
     Parameters
     ----------
     rho
-        Of the factor of Theta: accuracy. 3 or 4; time grows as ``rho^4`` in two dimensions.
+        Of the factor of Theta: accuracy. 3 is enough for some 1e4 points; with more of them 4 is
+        not only more accurate, but faster as well: it takes a quarter of the iterations.
     rows_rho
         Of the preconditioner.
     ordering
@@ -76,7 +77,7 @@ class Sparse(Backend):
     Schaefer (2023, arXiv:2304.01294, sections 3 to 5).
     """
 
-    rho: float = 3.0
+    rho: float = 4.0
     rows_rho: float = 3.0
     ordering: Ordering = "derivatives-last"
     supernodes: float = 1.5
