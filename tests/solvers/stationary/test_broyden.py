@@ -49,6 +49,9 @@ def by_dense_algebra(matrix: Tensor, b: Tensor, K: int, scale: float) -> Tensor:
     H, x, norms = scale * torch.eye(len(b), dtype=FLOAT64), torch.zeros_like(b), []
     for _ in range(K):
         s = H @ (b - matrix @ x)
+        if not bool(s.any()):  # after 2 n steps nothing may be left, and 0 / 0 is no update
+            norms.append(torch.linalg.vector_norm(b - matrix @ x))
+            continue
         y = matrix @ s
         x = x + s
         H = H + torch.outer(s - H @ y, s @ H) / (s @ H @ y)
