@@ -122,20 +122,24 @@ def identities(seed: int) -> Found:
 
 
 def burgers_fixed(seed: int) -> Found:
-    """T4: the hand-tuned kernel of arXiv 2103.12959."""
+    """T4: the hand-tuned kernel of arXiv 2103.12959; median of three draws, which differ by 4."""
     for interior, boundary, low, high in ((1000, 200, 2e-3, 7e-3), (2000, 400, 5e-4, 2e-3)):
-        made = experiment("burgers")
-        task = dataclasses.replace(
-            made.task(seed), kernel="fixed", interior=interior, boundary=boundary, nugget=1e-8
-        )
-        problem = made.problem(task)
-        u = hl.solve_pde(problem.pde, problem.kernels, nugget=task.nugget)
-        yield f"{interior} + {boundary}: L2", _l2(u, burgers.solution, burgers.BOX), low, high
+        found = []
+        for draw in range(3):
+            made: Any = experiment("burgers")
+            task = dataclasses.replace(
+                made.task(seed + draw),
+                kernel="fixed", interior=interior, boundary=boundary, nugget=1e-8, start="zero",
+            )  # fmt: skip
+            problem = made.problem(task)
+            u = hl.solve_pde(problem.pde, problem.kernels, nugget=task.nugget)
+            found.append(_l2(u, burgers.solution, burgers.BOX))
+        yield f"{interior} + {boundary}: L2, median of three", float(np.median(found)), low, high
 
 
 def eikonal_fixed(seed: int) -> Found:
     """T5: eps = .1, a fixed kernel."""
-    made = experiment("eikonal")
+    made: Any = experiment("eikonal")
     task = dataclasses.replace(made.task(seed), eps=0.1, interior=1000, boundary=200, nugget=1e-8)
     problem = made.problem(task)
     u = hl.solve_pde(problem.pde, ops.RBF(0.2), nugget=1e-8)
@@ -295,6 +299,8 @@ ANCHORS: dict[str, Callable[[int], Found]] = {
     "T7": schroedinger,
 }
 LONG = ("T4", "T5", "T7")
+# Outer steps of the experiments that learn for longer.
+STEPS = {"burgers": 500, "eikonal": 600, "gray-scott": 140, "schroedinger": 400, "darcy": 600}
 
 
 def _elliptic(
@@ -311,7 +317,7 @@ def _learnt(name: str, seed: int, steps: int | None, **changes: Any) -> hl.Run:
     made: Any = {"elliptic-a": EllipticA, "elliptic-b": EllipticB}.get(name)
     made = experiment(name) if made is None else made()
     task = dataclasses.replace(made.task(seed), **changes)
-    count = made.steps if steps is None else steps
+    count = STEPS[name] if steps is None else steps
     run: hl.Run = made.run(task, "learn", [], seed=seed, budget=hl.Budget(steps=count), every=25)
     return run
 

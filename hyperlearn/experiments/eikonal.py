@@ -76,11 +76,11 @@ class Eikonal(PDEExperiment):
 
     def methods(self, task: Any, seed: int) -> Mapping[str, Method]:  # noqa: D102
         # A network's parameters are moved less than logarithms of lengths.
-        size = 1e-3 if task.kernel == "gibbs" else 0.05
+        size = 5e-3 if task.kernel == "gibbs" else 0.05
         return {
             "learn": KernelLearning(
                 step_size=size,
-                learning_steps=50,
+                learning_steps=20,
                 outer_batch_size=min(200, task.validation),
                 decay=2e-3,
                 averaging=0.5,
