@@ -33,7 +33,7 @@ from hyperlearn.gp import (
     kernel_problem,
 )
 from hyperlearn.methods import Method
-from operators import RBF, Gibbs, Kernel
+from operators import RBF, Gibbs, Kernel, Matern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class EikonalTask(PDETask):
         Viscosity; 0.01 is the hard case, 0.1 an easy one.
     kernel
         ``"gibbs"``: of one length ``softplus(MLP(x)) / 3``, of 2,751 parameters. ``"fixed"``: RBF,
-        one length everywhere.
+        one length everywhere. ``"matern"``: of order 5/2, as rough as the ridges of the solution
+        for small eps; the length starts at .3.
     network_seed
         Of the network's weights.
     lengthscale
@@ -59,7 +60,7 @@ class EikonalTask(PDETask):
 
     nugget: float = 1e-8
     eps: float = 0.01
-    kernel: Literal["gibbs", "fixed"] = "gibbs"
+    kernel: Literal["gibbs", "fixed", "matern"] = "gibbs"
     network_seed: int = 0
     lengthscale: float = 0.2
     start: Literal["solution", "zero"] = "solution"
@@ -92,6 +93,8 @@ class Eikonal(PDEExperiment):
         """Where it starts."""
         if task.kernel == "fixed":
             return RBF(task.lengthscale)
+        if task.kernel == "matern":
+            return Matern(0.3, nu=2.5)
         return Gibbs(LengthNetwork(1, 3.0, task.network_seed))
 
     def problem(self, task: EikonalTask) -> KernelProblem:  # noqa: D102
