@@ -4,6 +4,7 @@ from solvers.auto.automatic import Auto, explain
 from solvers.auto.plan import Candidate, Plan
 from solvers.condition import condition_estimate
 from solvers.dense.cholesky import DenseCholesky
+from solvers.dense.factor import CholeskyFactor
 from solvers.dense.ldl import DenseLDL
 from solvers.dense.lu import DenseLU
 from solvers.dense.qr import QR
@@ -85,6 +86,7 @@ __all__ = [
     "Broyden",
     "Candidate",
     "ChebyshevBandit",
+    "CholeskyFactor",
     "Circulant",
     "CirculantPreconditioner",
     "ConvergenceWarning",

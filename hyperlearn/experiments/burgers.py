@@ -20,15 +20,14 @@ from hyperlearn.experiments.pde_experiment import (
     lengthscale_fields,
     merged_errors,
     named_parameters,
+    network_methods,
     rough_solution,
-    untrained,
     with_named_parameters,
 )
 from hyperlearn.experiments.references import burgers, points
 from hyperlearn.gp import (
     PDE,
     Equation,
-    KernelLearning,
     KernelProblem,
     Posterior,
     ValidationResidual,
@@ -73,18 +72,7 @@ class Burgers(PDEExperiment):
         return BurgersTask(points_seed=seed, network_seed=seed)
 
     def methods(self, task: Any, seed: int) -> Mapping[str, Method]:  # noqa: D102
-        # A network's parameters are moved less than logarithms of lengths.
-        size = 5e-3 if task.kernel == "gibbs" else 0.05
-        return {
-            "learn": KernelLearning(
-                step_size=size,
-                learning_steps=20,
-                outer_batch_size=min(200, task.validation),
-                decay=2e-3,
-                averaging=0.5,
-            ),
-            "none": untrained(),
-        }
+        return network_methods(task, network=task.kernel == "gibbs")
 
     def kernel(self, task: BurgersTask) -> Kernel:
         """Where it starts."""

@@ -18,15 +18,14 @@ from hyperlearn.experiments.pde_experiment import (
     lengthscale_fields,
     merged_errors,
     named_parameters,
+    network_methods,
     rough_solution,
-    untrained,
     with_named_parameters,
 )
 from hyperlearn.experiments.references import eikonal, points
 from hyperlearn.gp import (
     PDE,
     Equation,
-    KernelLearning,
     KernelProblem,
     Posterior,
     ValidationResidual,
@@ -76,18 +75,7 @@ class Eikonal(PDEExperiment):
         return EikonalTask(points_seed=seed, network_seed=seed)
 
     def methods(self, task: Any, seed: int) -> Mapping[str, Method]:  # noqa: D102
-        # A network's parameters are moved less than logarithms of lengths.
-        size = 5e-3 if task.kernel == "gibbs" else 0.05
-        return {
-            "learn": KernelLearning(
-                step_size=size,
-                learning_steps=20,
-                outer_batch_size=min(200, task.validation),
-                decay=2e-3,
-                averaging=0.5,
-            ),
-            "none": untrained(),
-        }
+        return network_methods(task, network=task.kernel == "gibbs")
 
     def kernel(self, task: EikonalTask) -> Kernel:
         """Where it starts."""

@@ -160,6 +160,20 @@ def rough_solution(pde: PDE, kernel: Kernel, nugget: float) -> PDESolution:
     return solve_pde(pde, kernel, nugget=nugget, method=GaussNewton(rtol=0.05))
 
 
+def network_methods(task: PDETask, *, network: bool) -> dict[str, Method]:
+    """Of tasks whose length-scale is a network (moved less than a log)."""
+    return {
+        "learn": KernelLearning(
+            step_size=5e-3 if network else 0.05,
+            learning_steps=20,
+            outer_batch_size=min(200, task.validation),
+            decay=2e-3,
+            averaging=0.5,
+        ),
+        "none": untrained(),
+    }
+
+
 def untrained() -> KernelLearning:
     """The method that leaves the kernel as it is, and converges the state."""
     return KernelLearning(step_size=0.0, learning_steps=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from operators import Functionals, Kernel, KernelGram, Representers
-from solvers.dense.factor import CholeskyFactor
+from solvers import CholeskyFactor
 
 # Functionals, a dictionary of them by field for each block.
 Blocks = Sequence[Mapping[str, Functionals]]

@@ -449,14 +449,12 @@ class _KernelEstimator(Estimator):
             (back,) = torch.autograd.grad(image, y, q, retain_graph=True, allow_unused=True)
             return q if back is None else q - back
 
-        A = FunctionOperator(_Columns(transposed), known, rmatvec=_refused)
-        A._probed = True  # the map is an autograd product: linear by construction
         with torch.no_grad():
             scale = _scales(space.unravel(known), space)
             scaled = FunctionOperator(
                 _Columns(lambda v: transposed(v / scale) * scale), known, rmatvec=_refused
             )
-            scaled._probed = True
+            scaled._probed = True  # an autograd product is linear by construction
             solution = GMRES(rtol=1e-8, maxiter=60).prepare(scaled).solve(by_y * scale)
             q = solution.value / scale
         (pulled,) = torch.autograd.grad(image, outer, q)

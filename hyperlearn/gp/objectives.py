@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyperlearn.gp.pde import Equation, State
 from hyperlearn.gp.posterior import Posterior
-from solvers.dense.factor import CholeskyFactor
+from solvers import CholeskyFactor
 
 # Points at which to validate, drawn anew: of the generator, for each equation.
 Sampler = Callable[[torch.Generator], Sequence[Tensor]]
