@@ -91,6 +91,15 @@ def wrapped(tensor: Tensor) -> bool:
     return bool(_functorch.is_functorch_wrapped_tensor(tensor))
 
 
+def untransformed(*tensors: Tensor) -> bool:
+    """Whether no transform and no forward mode is under way, whatever it is of."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or any(_functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+    )
+
+
 def memory(tensor: Tensor) -> int:
     """Which piece of memory holds the values of a tensor, or of what torch.func wraps in it."""
     while _functorch.is_functorch_wrapped_tensor(tensor):

@@ -275,7 +275,7 @@ def darcy(seed: int) -> Found:
     for draw in range(5):
         run = _learnt("darcy", seed + draw, None)
         rmse.append(run.result["log_a_rmse"])
-        lengths.append(run.result["w_lengthscale"])
+        lengths.append(run.result["lengthscale_w"])
     yield "log a, root mean square error, mean of five", float(np.mean(rmse)), 0, 0.30
     yield "length of log a, least of five", min(lengths), 0.1, 0.25
     yield "length of log a, greatest of five", max(lengths), 0.1, 0.25

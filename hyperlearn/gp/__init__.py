@@ -3,13 +3,7 @@
 from hyperlearn.gp.backend import Backend, Dense
 from hyperlearn.gp.choice import choose_backend, explain_backend
 from hyperlearn.gp.gauss_newton import GaussNewton, PDESolution, solve_pde
-from hyperlearn.gp.learning import (
-    KernelLearning,
-    KernelProblem,
-    derivative_ratio,
-    kernel_problem,
-    learnt_solution,
-)
+from hyperlearn.gp.learning import KernelLearning, derivative_ratio, learnt_solution
 from hyperlearn.gp.low_rank import LowRank
 from hyperlearn.gp.objectives import (
     KernelFlow,
@@ -20,6 +14,7 @@ from hyperlearn.gp.objectives import (
 )
 from hyperlearn.gp.pde import PDE, Equation
 from hyperlearn.gp.posterior import Posterior
+from hyperlearn.gp.problem import KernelProblem, kernel_problem
 from hyperlearn.gp.scan import Scan, scan_lengthscale
 from hyperlearn.gp.sparse import Sparse
 

@@ -85,8 +85,8 @@ class LowRankFactor(Factor):
         bytes_ = n * n * system.diagonal.element_size()
         hold = bytes_ <= HELD if settings.hold is None else settings.hold
         if hold:
-            gram = DenseOperator(gram.to_dense(), symmetric=True, positive_semidefinite=True)
-            gram._probed = True  # a Gram matrix is what it claims to be
+            dense = DenseOperator(gram.to_dense(), symmetric=True, positive_semidefinite=True)
+            gram = dense.vouched()  # a Gram matrix is what it claims to be
         self.matrix = gram + Diagonal(system.diagonal)
         d = system.diagonal.detach()
         # Rows have unit variance: tr(D^-1 K) = tr(D^-1).

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from operators.tracing import wrapped
+from operators.tracing import untransformed
 
 # How often each coordinate is differentiated.
 Powers = tuple[int, ...]
@@ -54,11 +54,10 @@ def heat_pairs(
     tensors = (x, y, A, B, *left.values(), *right.values())
     spec = (tuple(left), tuple(right))
     # Under a transform, also one of other tensors, torch takes no Function of this form.
-    transforming = torch._C._are_functorch_transforms_active()
-    if transforming or any(wrapped(tensor) for tensor in tensors):
-        return _value(spec, *tensors)
-    value: Tensor = _HeatPairs.apply(spec, *tensors)
-    return value
+    if untransformed(*tensors):
+        value: Tensor = _HeatPairs.apply(spec, *tensors)
+        return value
+    return _value(spec, *tensors)
 
 
 Spec = tuple[tuple[Powers, ...], tuple[Powers, ...]]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from operators.kernels.functionals import Functionals
+from operators.kernels.isotropic import Terms, isotropic_pairs
 from operators.kernels.kernel import Kernel, Lift, Positive, log_of
 from operators.kernels.series import derivatives
 from operators.kernels.warp import scaled
@@ -40,6 +41,8 @@ class RadialKernel(Kernel):
     """
 
     _parameters: ClassVar[tuple[str, ...]] = ("log_lengthscale",)
+    # Whether the profile is a function of s alone, without tensors of its own.
+    _fixed: ClassVar[bool] = False
 
     def __init__(self, lengthscale: Positive = 1.0) -> None:
         self.log_lengthscale = log_of(lengthscale, "lengthscale")
@@ -70,13 +73,9 @@ class RadialKernel(Kernel):
         assert total is not None
         return total
 
-    def combine_isotropic(self, terms: Terms, s: Tensor) -> Tensor:
-        """``sum_kj T_kj s^j f^(k)(s)``."""
-        coefficients: Combination = [None] * 5
-        for k in range(5):
-            powers = {j: thin for (of, j), thin in terms.items() if of == k}
-            coefficients[k] = _polynomial_in(s, powers) if powers else None
-        return self.combine(coefficients, s)
+    def reduced(self, terms: Terms) -> Terms:
+        """The same sum of ``s^j f^(k)`` with fewer k, where these are multiples of each other."""
+        return terms
 
     def lift(self, L: Functionals) -> Lift:
         """The functionals in scaled coordinates."""
@@ -90,13 +89,14 @@ class RadialKernel(Kernel):
 
     def pairs(self, left: Lift, right: Lift) -> Tensor:
         """``(..., n, m)``: see the class."""
+        if all(L.gradient is None and L.hessian is None for L in (left, right)):
+            fixed = self._fixed and set(self._parameters) <= {"log_lengthscale"}
+            return isotropic_pairs(self, left, right, fixed)
         p = [a - b for a, b in _columns(left.points, right.points)]
         s = p[0] ** 2
         for component in p[1:]:
             s = torch.addcmul(s, component, component)
         s = 0.5 * s
-        if all(L.gradient is None and L.hessian is None for L in (left, right)):
-            return self.combine_isotropic(_isotropic_terms(left, right), s)
         coefficients = _coefficients(_Side(left, p, s, -1), _Side(right, p, s, -2))
         return self.combine(coefficients, s)
 
@@ -220,50 +220,6 @@ def _coefficients(L: _Side, M: _Side) -> Combination:
     return A
 
 
-def _isotropic_terms(L: Functionals, M: Functionals) -> Terms:
-    """Coefficients for ``v + c Lap`` on both sides: polynomials in s, since ``p.p = 2 s``.
-
-    With ``X = v c' + c v'`` and ``Y = c c'``, of the derivatives of f from the 0th to the 4th: ``v
-    v'``, ``d X``, ``2 s X + d (d + 2) Y``, ``(4 d + 8) s Y``, ``4 s^2 Y``.
-    """
-    d, terms = L.dimension, Terms()
-    if L.value is not None and M.value is not None:
-        terms.add((0, 0), L.value, M.value)
-    for a, b in ((L.value, M.laplacian), (L.laplacian, M.value)):
-        if a is not None and b is not None:
-            terms.add((1, 0), d * a, b)
-            terms.add((2, 1), 2 * a, b)
-    if L.laplacian is not None and M.laplacian is not None:
-        a, b = L.laplacian, M.laplacian
-        terms.add((2, 0), d * (d + 2) * a, b)
-        terms.add((3, 1), (4 * d + 8) * a, b)
-        terms.add((4, 2), 4 * a, b)
-    return terms
-
-
-class Terms(dict[tuple[int, int], list[tuple[Tensor, Tensor]]]):
-    """``(k, j)`` to columns and rows whose outer products sum to the factor of ``s^j f^(k)``."""
-
-    def add(self, place: tuple[int, int], column: Tensor, row: Tensor) -> None:
-        """One more outer product."""
-        self.setdefault(place, []).append((column, row))
-
-
-def _polynomial_in(s: Tensor, powers: dict[int, list[tuple[Tensor, Tensor]]]) -> Tensor:
-    """``sum_j (sum of outer products)_j s^j``, each sum one product of thin matrices."""
-    total: Tensor | None = None
-    for j in range(max(powers, default=0), -1, -1):
-        thin = None
-        if j in powers:
-            columns, rows = zip(*powers[j], strict=True)
-            thin = torch.stack(columns, -1) @ torch.stack(rows, -2)
-        if total is not None:
-            total = s * total if thin is None else torch.addcmul(thin, s, total)
-        else:
-            total = thin
-    return torch.zeros_like(s) if total is None else total
-
-
 def _trace(L: _Side, M: _Side) -> Tensor | None:
     """``tr(S S')``; None for zero."""
     total = None
@@ -306,17 +262,19 @@ class RBF(RadialKernel):
     tensor([[240.]], dtype=torch.float64)
     """
 
+    _fixed = True
+
     def profile(self, s: Tensor, order: int) -> list[Tensor]:  # noqa: D102
         f = (-s).exp()
         return [f if k % 2 == 0 else -f for k in range(order + 1)]
 
-    def combine_isotropic(self, terms: Terms, s: Tensor) -> Tensor:
-        """One polynomial for all derivatives, as they differ in sign only."""
-        powers: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    def reduced(self, terms: Terms) -> Terms:
+        """All derivatives differ in sign only."""
+        found = Terms()
         for (k, j), thin in terms.items():
-            signed = [(-column if k % 2 else column, row) for column, row in thin]
-            powers.setdefault(j, []).extend(signed)
-        return _polynomial_in(s, powers) * (-s).exp()
+            for column, row in thin:
+                found.add((0, j), -column if k % 2 else column, row)
+        return found
 
     def combine(self, coefficients: Combination, s: Tensor) -> Tensor:
         """``(c_0 - c_1 + c_2 - ...) exp(-s)``: one product for all of them."""
@@ -342,6 +300,8 @@ class Matern(RadialKernel):
     nu
         Half-integer from 0.5 to 4.5.
     """
+
+    _fixed = True
 
     def __init__(self, lengthscale: Positive = 1.0, nu: float = 2.5) -> None:
         super().__init__(lengthscale)
@@ -442,6 +402,8 @@ class RationalQuadratic(RadialKernel):
 class InverseQuadratic(RadialKernel):
     """``1 / (1 + r^2 / l^2)``."""
 
+    _fixed = True
+
     def profile(self, s: Tensor, order: int) -> list[Tensor]:  # noqa: D102
         base = 1 / (1 + 2 * s)
         found = [base]
@@ -452,6 +414,8 @@ class InverseQuadratic(RadialKernel):
 
 class InverseMultiquadric(RadialKernel):
     """``(1 + r^2 / l^2)^(-1/2)``."""
+
+    _fixed = True
 
     def profile(self, s: Tensor, order: int) -> list[Tensor]:  # noqa: D102
         base = 1 / (1 + 2 * s)

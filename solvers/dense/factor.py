@@ -85,7 +85,9 @@ class CholeskyFactor:
     def plain_solve(self, b: Tensor) -> Tensor:
         """The solution as numbers."""
         block = b[:, None] if b.ndim == 1 else b
-        x = torch.cholesky_solve(block, self.lower)
+        # Not cholesky_solve, which copies the factor each time.
+        y = torch.linalg.solve_triangular(self.lower, block, upper=False)
+        x = torch.linalg.solve_triangular(self.lower.mT, y, upper=True)
         return x[:, 0] if b.ndim == 1 else x
 
 
@@ -107,7 +109,7 @@ class _Solve(torch.autograd.Function):
         q = _Solve.apply(ctx.factor, matrix, x_bar)
         matrix_bar = None
         if ctx.needs_input_grad[1]:
-            matrix_bar = -(torch.outer(q, x) if x.ndim == 1 else q @ x.T)
+            matrix_bar = torch.outer(-q, x) if x.ndim == 1 else -q @ x.T
         return None, matrix_bar, q
 
 
