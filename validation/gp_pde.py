@@ -59,8 +59,8 @@ Found = Iterator[tuple[str, float, float, float]]
 
 
 def case_a(seed: int) -> Found:
-    """T1: the length from three starts; the evaluation configuration."""
-    for start in (0.1, 0.5, 1.0, 3.0):
+    """T1: the length from five starts; the evaluation configuration."""
+    for start in (0.05, 0.1, 0.5, 1.0, 3.0):
         run = _learnt("elliptic-a", seed, 400 if start < 3 else 600, lengthscale=start)
         yield f"start {start}: length", run.result["lengthscale"], 0.16, 0.22
         yield f"start {start}: L2", run.result["l2_error"], 0, 5e-6
@@ -76,23 +76,24 @@ def case_a(seed: int) -> Found:
     )
 
 
-def small_start(seed: int) -> Found:
-    """T1: from .05, by a scan of scales first."""
+def scanned(seed: int) -> Found:
+    """T1: a scan of scales first, from three times the distance of neighbours, here .05."""
     pde, held, grid, reference = _elliptic(seed)
     objective = hl.ValidationResidual([held])
-    scan = hl.scan_lengthscale(pde, ops.RBF, objective, scales=[0.05, *np.geomspace(0.06, 0.7, 8)])
+    scan = hl.scan_lengthscale(pde, ops.RBF, objective)
     problem = hl.kernel_problem(pde, ops.RBF(scan.best), objective, nugget=NUGGET)
     method = hl.KernelLearning(step_size=0.02, learning_steps=20, outer_batch_size=200, decay=0.02)
     run = hl.minimize(problem, method, budget=hl.Budget(steps=150), seed=seed)
     u = hl.learnt_solution(problem, run.x)
-    yield "scan from .05: scale", scan.best, 0.08, 0.3
+    yield "scan: least scale", scan.scales[0], 0.03, 0.06
+    yield "scan: best scale", scan.best, 0.08, 0.3
     yield "then: length", float(run.x["u"]["log_lengthscale"].exp()), 0.16, 0.22
     yield "then: L2", errors(u.value(grid), reference)[0], 0, 5e-6
 
 
 def case_b(seed: int) -> Found:
     """T2: four parameters from ones."""
-    run = _learnt("elliptic-b", seed, 400)
+    run = _learnt("elliptic-b", seed, 300)
     yield "length", run.result["lengthscale"], 0.17, 0.21
     yield "Linf", run.result["linf_error"], 0, 3e-5
 
@@ -248,8 +249,9 @@ def burgers_learnt(seed: int) -> Found:
 
 
 def eikonal_learnt(seed: int) -> Found:
-    """T5: eps = .01, the neural Gibbs kernel, evaluated on all points."""
+    """T5: eps = .01, a warped Matern kernel, evaluated on all points."""
     run = _learnt("eikonal", seed, None)
+    yield "900 + 300 points (published: 8.6e-3): L2", run.result["l2_error"], 0, 8.6e-3
     yield "merged points: L2", run.result["merged_l2_error"], 0, 2e-3
     yield "seconds a step", run.history["seconds"][-1] / run.history["step"][-1], 0, 1.0
     yield "minutes", run.history["seconds"][-1] / 60, 0, 20
@@ -283,7 +285,7 @@ def darcy(seed: int) -> Found:
 
 ANCHORS: dict[str, Callable[[int], Found]] = {
     "T1": case_a,
-    "T1-scan": small_start,
+    "T1-scan": scanned,
     "T2": case_b,
     "T3": identities,
     "T4-fixed": burgers_fixed,
@@ -300,7 +302,7 @@ ANCHORS: dict[str, Callable[[int], Found]] = {
 }
 LONG = ("T4", "T5", "T7")
 # Outer steps of the experiments that learn for longer.
-STEPS = {"burgers": 500, "eikonal": 600, "gray-scott": 140, "schroedinger": 400, "darcy": 600}
+STEPS = {"burgers": 500, "eikonal": 240, "gray-scott": 140, "schroedinger": 400, "darcy": 600}
 
 
 def _elliptic(

@@ -118,9 +118,17 @@ class EllipticA(PDEExperiment):
 
 
 class EllipticB(EllipticA):
-    """Case B: ``sigma^2 exp(-r^2 / (2 l^2)) + (alpha x.y + c)^2``."""
+    """Case B: ``sigma^2 exp(-r^2 / (2 l^2)) + (alpha x.y + c)^2``.
+
+    The nugget is relative to each row's variance. Published is 1e-10 relative to the mean variance
+    of values times a ratio of traces, for a kernel whose variance is learnt: with the published
+    result (values of variance 240 on average) that comes to 4e-13 of a row's.
+    """
 
     name = "elliptic-b"
+
+    def task(self, seed: int) -> EllipticTask:  # noqa: D102
+        return EllipticTask(points_seed=seed, nugget=1e-12)
 
     def methods(self, task: Any, seed: int) -> Mapping[str, Method]:  # noqa: D102
         return {

@@ -30,7 +30,8 @@ from hyperlearn.methods import Method
 from hyperlearn.outer import minimize
 from hyperlearn.runs import Field, Run
 from hyperlearn.settings import override
-from operators import Kernel
+from operators import Kernel, WarpedKernel
+from operators.kernels.jets import jets
 from solvers import ConvergenceWarning, NotPositiveDefiniteError
 
 
@@ -117,11 +118,20 @@ def initial_and_walls(n: int, box: points.Box, generator: torch.Generator) -> tu
     return start, torch.cat(walls)
 
 
-class LengthNetwork(nn.Module):
-    """``softplus(MLP(x)) / divisor``, tanh between layers ``2-50-50-outputs``: lengths of `Gibbs`.
+def perceptron(outputs: int, seed: int) -> nn.Sequential:
+    """Layers ``2-50-50-outputs`` with tanh between, in float64; Glorot weights, no biases."""
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    for n, m in itertools.pairwise([2, 50, 50, outputs]):
+        linear = nn.utils.skip_init(nn.Linear, n, m, dtype=torch.float64)
+        nn.init.xavier_normal_(linear.weight, generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
 
-    Weights are drawn as Glorot's normal ones and biases are zero, so that lengths are about ``log 2
-    / divisor`` at first.
+
+class LengthNetwork(nn.Module):
+    """``softplus(MLP(x)) / divisor``: lengths of `Gibbs`, about ``log 2 / divisor`` at first.
 
     Parameters
     ----------
@@ -135,14 +145,7 @@ class LengthNetwork(nn.Module):
 
     def __init__(self, outputs: int, divisor: float, seed: int) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        layers: list[nn.Module] = []
-        for n, m in itertools.pairwise([2, 50, 50, outputs]):
-            linear = nn.utils.skip_init(nn.Linear, n, m, dtype=torch.float64)
-            nn.init.xavier_normal_(linear.weight, generator=generator)
-            nn.init.zeros_(linear.bias)
-            layers += [linear, nn.Tanh()]
-        self.layers = nn.Sequential(*layers[:-1])
+        self.layers = perceptron(outputs, seed)
         self.divisor = divisor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +153,27 @@ class LengthNetwork(nn.Module):
         return F.softplus(self.layers(x)) / self.divisor
 
 
-def rough_solution(pde: PDE, kernel: Kernel, nugget: float) -> PDESolution:
+class WarpNetwork(nn.Module):
+    """``x + MLP(x)``, near the identity at first: the warp of a deep kernel.
+
+    Parameters
+    ----------
+    seed
+        Of the weights; those of the last layer are a tenth of `perceptron`'s.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.layers = perceptron(2, seed)
+        with torch.no_grad():
+            self.layers[-1].weight.mul_(0.1)  # type: ignore[operator, union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(n, 2)`` to ``(n, 2)``."""
+        return x + self.layers(x)
+
+
+def rough_solution(pde: PDE, kernel: Kernel | Mapping[str, Kernel], nugget: float) -> PDESolution:
     """The solution with a kernel that is to be learnt, to a digit or two.
 
     What residuals an untrained kernel leaves make the iteration slow: the rest is not worth it. Nor
@@ -248,11 +271,22 @@ def grid_fields(
 def lengthscale_fields(
     kernel: Any, grid: Tensor, axes: tuple[str, str] = ("x", "y")
 ) -> dict[str, Any]:
-    """The length-scale of a Gibbs kernel on a square grid: one field, or one a coordinate."""
+    """The local length-scale on a square grid: one field, or one a coordinate.
+
+    Of a Gibbs kernel that which it has; of a warped one ``l / |det D phi|^(1/2)``, the geometric
+    mean over directions.
+    """
     n = round(len(grid) ** 0.5)
     coordinates = {axes[0]: grid[::n, 0], axes[1]: grid[:n, 1]}
     with torch.no_grad():
-        lengths = kernel.lengthscale(grid).reshape(n, n, -1)
+        if isinstance(kernel, WarpedKernel):
+            base: Any = kernel.kernel
+            slopes = jets(kernel.warp, grid, 1)[1]
+            assert slopes is not None
+            lengths = base.lengthscale / torch.linalg.det(slopes).abs().sqrt()
+        else:
+            lengths = kernel.lengthscale(grid)
+    lengths = lengths.reshape(n, n, -1)
     if lengths.shape[-1] == 1:
         return {"lengthscale": Field(lengths[..., 0], coordinates)}
     return {

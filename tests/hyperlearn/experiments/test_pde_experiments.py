@@ -18,6 +18,7 @@ from hyperlearn.experiments.experiment import BuiltIn, built_in_experiment
 from hyperlearn.experiments.monge_ampere import MongeAmpere, convex_start
 from hyperlearn.experiments.pde_experiment import (
     LengthNetwork,
+    WarpNetwork,
     initial_and_walls,
     merged_errors,
     together,
@@ -126,8 +127,29 @@ def test_the_seed_decides_points_and_nothing_global_does(name: str):
 
 
 class TestFields:
+    def test_lengths_of_warped_kernels_are_fields(self):
+        """``l / |det D phi|^(1/2)``, by differences."""
+        found = whole("eikonal").result["lengthscale"]
+        made, task = tiny("eikonal")
+        kernel = made.problem(task).kernels_at(whole("eikonal").x)["u"]
+        x = torch.stack([torch.as_tensor(found.coordinates[axis])[3] for axis in "xy"])
+        moved = [kernel.warp((x + s * e)[None])[0] for e in torch.eye(2) for s in (1e-5, -1e-5)]
+        slopes = torch.stack([(moved[0] - moved[1]) / 2e-5, (moved[2] - moved[3]) / 2e-5])
+        expected = kernel.kernel.lengthscale / torch.linalg.det(slopes).abs().sqrt()
+        assert found.values.shape == (6, 6)
+        assert float(found.values[3, 3]) == pytest.approx(float(expected), rel=1e-6)
+
+    @pytest.mark.parametrize("kernel", ["gibbs", "matern", "fixed"])
+    @pytest.mark.parametrize("objective", ["likelihood", "validation"])
+    def test_other_kernels_of_the_eikonal_equation(self, kernel: str, objective: str):
+        made, task = tiny("eikonal", kernel=kernel, objective=objective)
+        run = made.run(task, "learn", ["learning_steps=1"], seed=0, budget=hl.Budget(steps=1))
+        if kernel == "gibbs":
+            assert run.result["lengthscale"].values.shape == (6, 6)
+        else:
+            assert run.result["lengthscale"] == run.history["lengthscale"][-1] != 0.3
+
     def test_lengths_of_gibbs_kernels_are_fields(self):
-        assert whole("eikonal").result["lengthscale"].values.shape == (6, 6)
         found = whole("burgers").result
         assert list(found["lengthscale_t"].coordinates) == ["t", "x"]
         assert float(torch.as_tensor(found["lengthscale_x"].values).min()) > 0
@@ -148,6 +170,12 @@ class TestNetwork:
     def test_size(self, outputs: int, count: int):
         network = LengthNetwork(outputs, 3.0, seed=0)
         assert sum(p.numel() for p in network.parameters()) == count
+
+    def test_a_warp_is_near_the_identity(self):
+        warp, x = WarpNetwork(seed=0), points.grid(5, points.UNIT_SQUARE)
+        assert sum(p.numel() for p in warp.parameters()) == 2802
+        assert 0 < float((warp(x) - x).detach().abs().max()) < 0.3
+        assert not torch.equal(warp(x), WarpNetwork(seed=1)(x))
 
     def test_seed(self):
         x = torch.rand(5, 2, dtype=torch.float64)
