@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from operators.kernels.differences import differences
 from operators.tracing import untransformed
 
 # How often each coordinate is differentiated.
@@ -84,12 +85,12 @@ def _tables(
     d, k = x.shape[-1], A.shape[-1]
     tables: Tables = []
     exponent, volume, u = None, None, A
-    for i in range(d):
+    sums = differences(A, -B)
+    for i, p in enumerate(differences(x, y)):
         if i < k:
-            c = A[..., :, None, i] + B[..., None, :, i]
+            c = sums[i]
             u = -2 / c
             volume = c if volume is None else volume * c
-        p = x[..., :, None, i] - y[..., None, :, i]
         v = u * p
         exponent = v * p if exponent is None else torch.addcmul(exponent, v, p)
         table: list[Tensor | None] = [None, v]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from operators.kernels.differences import differences
 from operators.kernels.functionals import Functionals
 from operators.tracing import untransformed
 
@@ -91,8 +92,7 @@ def _terms(L: Functionals, M: Functionals) -> Terms:
 def _half_squares(x: Tensor, y: Tensor) -> Tensor:
     """``|x - y|^2 / 2``, by differences: exact at coincident points."""
     s: Tensor | None = None
-    for a in range(x.shape[-1]):
-        p = x[..., :, None, a] - y[..., None, :, a]
+    for p in differences(x, y):
         s = p.square() if s is None else torch.addcmul(s, p, p)
     assert s is not None
     return 0.5 * s

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from operators.kernels.differences import differences
 from operators.kernels.functionals import Functionals
 from operators.kernels.isotropic import Terms, isotropic_pairs
 from operators.kernels.kernel import Kernel, Lift, Positive, log_of
@@ -92,18 +93,13 @@ class RadialKernel(Kernel):
         if all(L.gradient is None and L.hessian is None for L in (left, right)):
             fixed = self._fixed and set(self._parameters) <= {"log_lengthscale"}
             return isotropic_pairs(self, left, right, fixed)
-        p = [a - b for a, b in _columns(left.points, right.points)]
+        p = differences(left.points, right.points)
         s = p[0] ** 2
         for component in p[1:]:
             s = torch.addcmul(s, component, component)
         s = 0.5 * s
         coefficients = _coefficients(_Side(left, p, s, -1), _Side(right, p, s, -2))
         return self.combine(coefficients, s)
-
-
-def _columns(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Coordinate by coordinate, as a column and a row that broadcast to all pairs."""
-    return [(x[..., :, None, a], y[..., None, :, a]) for a in range(x.shape[-1])]
 
 
 class _Side:
@@ -141,7 +137,7 @@ class _Side:
                     self.t = _plus(self.t, self.H[a][a])
 
     def _at(self, coefficient: Tensor) -> Tensor:
-        return coefficient.unsqueeze(self.axis)
+        return coefficient.contiguous().unsqueeze(self.axis)
 
     def _row_product(self, row: dict[int, Tensor]) -> Tensor | None:
         total = None
@@ -150,7 +146,7 @@ class _Side:
         return total
 
     def _components(self, field: Tensor) -> list[Tensor]:
-        return [field[..., a].unsqueeze(self.axis) for a in range(self.d)]
+        return [self._at(field[..., a]) for a in range(self.d)]
 
     def bent(self, g: list[Tensor], slope: Tensor) -> Tensor:
         """``g . S p``."""
