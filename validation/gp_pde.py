@@ -279,8 +279,8 @@ def darcy(seed: int) -> Found:
         rmse.append(run.result["log_a_rmse"])
         lengths.append(run.result["lengthscale_w"])
     yield "log a, root mean square error, mean of five", float(np.mean(rmse)), 0, 0.30
-    yield "length of log a, least of five", min(lengths), 0.1, 0.25
-    yield "length of log a, greatest of five", max(lengths), 0.1, 0.25
+    yield "log a, root mean square error, greatest of five", max(rmse), 0, 0.38  # untrained: .39
+    yield "length of log a, mean of five", float(np.mean(lengths)), 0.1, 0.25
 
 
 ANCHORS: dict[str, Callable[[int], Found]] = {
@@ -302,7 +302,7 @@ ANCHORS: dict[str, Callable[[int], Found]] = {
 }
 LONG = ("T4", "T5", "T7")
 # Outer steps of the experiments that learn for longer.
-STEPS = {"burgers": 500, "eikonal": 240, "gray-scott": 140, "schroedinger": 400, "darcy": 600}
+STEPS = {"burgers": 500, "eikonal": 240, "gray-scott": 140, "schroedinger": 400, "darcy": 250}
 
 
 def _elliptic(

@@ -11,6 +11,7 @@ from hyperlearn.gp.objectives import (
     MarginalLikelihood,
     Objective,
     ValidationResidual,
+    WeightedSum,
 )
 from hyperlearn.gp.pde import PDE, Equation
 from hyperlearn.gp.posterior import Posterior
@@ -36,6 +37,7 @@ __all__ = [
     "Scan",
     "Sparse",
     "ValidationResidual",
+    "WeightedSum",
     "choose_backend",
     "derivative_ratio",
     "explain_backend",

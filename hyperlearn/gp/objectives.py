@@ -1,7 +1,8 @@
-"""What a kernel is learnt by: validation residual, leave-one-out, likelihood, kernel flow."""
+"""What a kernel is learnt by: validation residual, leave-one-out, likelihood, kernel flow, sums."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,8 +110,8 @@ class ValidationResidual(Objective):
 class LeaveOneOut(Objective):
     """``mean e_i^2`` with ``e_i = alpha_i / (A^-1)_ii``: each equation predicted from all others.
 
-    Needs no validation points (Rippa 1999). Costs the inverse, ``2 n^3 / 3`` flops, and twice that
-    for its derivative.
+    Needs no validation points (Rippa 1999). What was observed with noise counts in units of it.
+    Costs the inverse, ``2 n^3 / 3`` flops, and twice that for its derivative.
 
     Parameters
     ----------
@@ -125,10 +126,59 @@ class LeaveOneOut(Objective):
     ) -> Tensor:
         inverse = posterior.factor.inverse().diagonal()
         errors = posterior.alpha / inverse / posterior.scale
+        variance = posterior.linearised.noise
+        errors = errors / torch.where(variance > 0, variance, 1.0).sqrt()
         if self.equations is not None:
             parts = posterior.linearised.split(errors)
             errors = torch.cat([parts[k] for k in self.equations])
         return errors.square().mean()
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSum(Objective):
+    """``sum_k w_k J_k``: a PDE's residual where it is held out, and predictions of observations.
+
+    Parameters
+    ----------
+    parts
+        Objectives with their weights. None with a `sampler`: what it drew would be of one of them.
+
+    Examples
+    --------
+    >>> import torch, hyperlearn as hl
+    >>> x = torch.rand(9, 2, dtype=torch.float64)
+    >>> interior = hl.Equation(lambda u, lap_u: lap_u - u, x)
+    >>> J = hl.WeightedSum([(1.0, hl.LeaveOneOut()), (1e4, hl.ValidationResidual([interior]))])
+    >>> len(J.validation)
+    1
+    """
+
+    parts: Sequence[tuple[float, Objective]]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts is empty; expected (weight, objective) once at least")
+        for weight, part in self.parts:
+            if not isinstance(part, Objective) or not math.isfinite(weight):
+                raise TypeError(f"a part is ({weight!r}, {part!r}); expected (weight, objective)")
+            if getattr(part, "sampler", None) is not None:
+                raise ValueError(f"{type(part).__name__} has a sampler; expected fixed points")
+
+    @property
+    def validation(self) -> Sequence[Equation]:  # type: ignore[override]
+        """Those of the parts, one after the other."""
+        return [equation for _, part in self.parts for equation in part.validation]
+
+    def loss(  # noqa: D102
+        self, posterior: Posterior, held: Held, params: object, generator: torch.Generator
+    ) -> Tensor:
+        total, start = posterior.target.new_zeros(()), 0
+        for weight, part in self.parts:
+            end = start + len(part.validation)
+            own = Held(held.equations[start:end], held.states[start:end])
+            total = total + weight * part.loss(posterior, own, params, generator)
+            start = end
+        return total
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,6 +121,72 @@ def test_objectives_are_their_dense_formulas() -> None:
     torch.testing.assert_close(b[k] - predicted, alpha[k] / inverse[k, k], rtol=1e-4, atol=1e-8)
 
 
+def test_leaving_out_a_noisy_observation_counts_in_units_of_its_noise() -> None:
+    g = generator()
+    x, y = (torch.rand(n, 1, generator=g, dtype=D) for n in (6, 5))
+    data = torch.sin(6 * y[:, 0]) + 0.1 * torch.randn(5, generator=g, dtype=D)
+    pde = hl.PDE(
+        [
+            hl.Equation(lambda u, lap_u: lap_u + 36 * u, x),
+            hl.Equation(lambda u, data: u - data, y, data, noise=0.1),
+        ]
+    )
+    prob = hl.kernel_problem(pde, ops.RBF(0.4), hl.LeaveOneOut([1]), nugget=1e-8)
+    p = prob.posterior(prob.y0, prob.x0)
+    errors = []
+    for k in range(5):
+        rest = [i for i in range(5) if i != k]
+        fewer = hl.PDE([pde.equations[0], pde.equations[1].rows(torch.tensor(rest))])
+        u = hl.solve_pde(fewer, ops.RBF(0.4), nugget=1e-8)
+        errors.append((u.value(y[k : k + 1]) - data[k]) / 0.1)
+    found = prob.loss(p, prob.held(prob.y0), prob.x0, g)
+    torch.testing.assert_close(found, torch.cat(errors).square().mean(), rtol=1e-5, atol=0)
+
+
+class TestWeightedSum:
+    def test_is_the_sum_of_its_parts(self) -> None:
+        _, held = elliptic_pde(80, 32, 40)
+        first = hl.ValidationResidual([held.rows(torch.arange(15))])
+        second = hl.ValidationResidual([held.rows(torch.arange(15, 40))], weights=[2.0])
+        parts: list[hl.Objective] = [first, hl.LeaveOneOut(), second]
+        together = problem(0.3, hl.WeightedSum(list(zip((1.0, 0.5, 3.0), parts, strict=True))))
+        y = converged(together, together.x_space.ravel(together.x0))
+        value = together.outer_loss(y, together.x0)
+        expected = torch.zeros((), dtype=D)
+        for weight, part in zip((1.0, 0.5, 3.0), parts, strict=True):
+            alone = problem(0.3, part)
+            mine = converged(alone, alone.x_space.ravel(alone.x0))
+            expected = expected + weight * alone.outer_loss(mine, alone.x0)
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+
+    def test_learns_with_batches_of_both(self) -> None:
+        _, held = elliptic_pde(80, 32, 40)
+        objective = hl.WeightedSum(
+            [(1.0, hl.ValidationResidual([held])), (10.0, hl.ValidationResidual([held]))]
+        )
+        method = hl.KernelLearning(step_size=0.1, learning_steps=5, outer_batch_size=20)
+        run = hl.minimize(problem(1.0, objective), method, budget=hl.Budget(steps=30), every=10)
+        assert run.history["outer_loss"][-1] < run.history["outer_loss"][0]
+
+    @pytest.mark.parametrize(
+        ("parts", "error", "message"),
+        [
+            ([], ValueError, "parts is empty"),
+            ([(math.nan, hl.LeaveOneOut())], TypeError, "a part is"),
+            ([(1.0, "loo")], TypeError, "a part is"),
+        ],
+    )
+    def test_refuses(self, parts, error, message: str) -> None:
+        with pytest.raises(error, match=message):
+            hl.WeightedSum(parts)
+
+    def test_refuses_samplers(self) -> None:
+        _, held = elliptic_pde(80, 32, 40)
+        resampled = hl.ValidationResidual([held], sampler=lambda g: [held.points])
+        with pytest.raises(ValueError, match="has a sampler"):
+            hl.WeightedSum([(1.0, resampled)])
+
+
 @pytest.mark.parametrize("start", [0.15, 1.0])
 def test_the_length_is_found_from_far(start: float) -> None:
     prob = problem(start)
