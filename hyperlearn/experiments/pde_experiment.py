@@ -166,7 +166,7 @@ class WarpNetwork(nn.Module):
         super().__init__()
         self.layers = perceptron(2, seed)
         with torch.no_grad():
-            self.layers[-1].weight.mul_(0.1)  # type: ignore[operator, union-attr]
+            self.layers[-1].weight.mul_(0.1)  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, 2)`` to ``(n, 2)``."""

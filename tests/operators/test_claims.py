@@ -123,6 +123,24 @@ def test_triangles_of_functions(size, claim):
             function_of(dot, **{claim: True}).check_claims()
 
 
+def test_what_is_vouched_for_is_not_tried():
+    asked = []
+
+    def matvec(v: Tensor) -> Tensor:
+        asked.append(v)
+        return MATRICES["general"] @ v
+
+    n = len(MATRICES["general"])
+    A = FunctionOperator(matvec, torch.zeros(n, dtype=F64), symmetric=True)
+    assert A.vouched() is A
+    asked.clear()
+    A @ torch.ones(n, dtype=F64)
+    assert len(asked) == 1
+    again = FunctionOperator(matvec, torch.zeros(n, dtype=F64), symmetric=True)
+    with pytest.raises(FalseClaimError):
+        again @ torch.ones(n, dtype=F64)
+
+
 class TestLinear:
     """Every FunctionOperator claims that."""
 
