@@ -141,9 +141,12 @@ def burgers_fixed(seed: int) -> Found:
 def eikonal_fixed(seed: int) -> Found:
     """T5: eps = .1, a fixed kernel."""
     made: Any = experiment("eikonal")
-    task = dataclasses.replace(made.task(seed), eps=0.1, interior=1000, boundary=200, nugget=1e-8)
+    task = dataclasses.replace(
+        made.task(seed),
+        eps=0.1, kernel="fixed", lengthscale=0.2, start="zero", interior=1000, boundary=200,
+    )  # fmt: skip
     problem = made.problem(task)
-    u = hl.solve_pde(problem.pde, ops.RBF(0.2), nugget=1e-8)
+    u = hl.solve_pde(problem.pde, problem.kernels, nugget=1e-8)
     yield (
         "l = .2, 1,000 + 200: L2",
         _l2(u, partial(eikonal.solution, eps=0.1), eikonal.BOX),
