@@ -87,10 +87,11 @@ class Schroedinger(PDEExperiment):
 
     def methods(self, task: Any, seed: int) -> Mapping[str, Method]:  # noqa: D102
         return {
-            # Batches leave the scales wandering unless steps shrink.
+            # Batches leave the scales wandering unless steps shrink; the state is slow to follow.
             "learn": KernelLearning(
                 step_size=0.05,
                 learning_steps=25,
+                newton_steps=3,
                 outer_batch_size=min(200, task.validation),
                 decay=5e-3,
                 averaging=0.5,

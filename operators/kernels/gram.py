@@ -17,8 +17,9 @@ from operators.space import Space
 from operators.structure import Structure
 from operators.tracing import forward_over_forward, readable, wrapped
 
-# Entries of a tile: what a few arrays of it leave of a core's cache; a GPU wants larger ones.
-_TILE = {"cpu": 256 * 256, "cuda": 4096 * 4096}
+# Entries of a tile: a few arrays of it, shared by the threads, fit in the cores' caches; a GPU wants
+# larger ones.
+_TILE = {"cpu": 320 * 320, "cuda": 4096 * 4096}
 
 
 def gram(
