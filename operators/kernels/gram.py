@@ -17,8 +17,7 @@ from operators.space import Space
 from operators.structure import Structure
 from operators.tracing import forward_over_forward, readable, wrapped
 
-# Entries of a tile: a few arrays of it, shared by the threads, fit in the cores' caches; a GPU wants
-# larger ones.
+# Entries of a tile: a few arrays of it fit in the cores' caches; a GPU wants larger ones.
 _TILE = {"cpu": 320 * 320, "cuda": 4096 * 4096}
 
 
