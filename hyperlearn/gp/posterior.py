@@ -11,6 +11,7 @@ from hyperlearn.gp.backend import Backend, Blocks, Factor, System
 from hyperlearn.gp.choice import choose_backend
 from hyperlearn.gp.pde import PDE, Equation, Linearised, State
 from operators import Functionals, Kernel, Representers
+from operators.kernels.jets import axis_pairs, square_of_pairs
 
 Kernels = Mapping[str, Kernel]
 Rows = Functionals | Mapping[str, Functionals] | Sequence[Functionals | Mapping[str, Functionals]]
@@ -95,9 +96,8 @@ class Posterior:
     def hessian(self, points: Tensor, field: str | None = None) -> Tensor:
         """``d_a d_b u``: ``(m, d, d)``."""
         d = points.shape[1]
-        pairs = [(a, b) for a in range(d) for b in range(a, d)]
-        flat = self._several(field, [Functionals.second_at(points, a, b) for a, b in pairs])
-        return _square(flat, pairs, d)
+        parts = [Functionals.second_at(points, a, b) for a, b in axis_pairs(d)]
+        return self._several(field, parts)[:, square_of_pairs(d).to(points.device)]
 
     def states(self, pde: PDE) -> list[State]:
         """What the residuals of each equation of a PDE ask for, at its points."""
@@ -119,8 +119,7 @@ class Posterior:
             if kind == "gradient":
                 state[argument] = part.T
             elif kind == "hessian":
-                pairs = [(a, b) for a in range(d) for b in range(a, d)]
-                state[argument] = _square(part.T, pairs, d)
+                state[argument] = part.T[:, square_of_pairs(d).to(part.device)]
             else:
                 state[argument] = part[0]
         # In the order of the arguments, so that states of one equation have one structure.
@@ -189,13 +188,6 @@ class Posterior:
             [functionals] if isinstance(functionals, (Functionals, Mapping)) else list(functionals)
         )
         return [self._of(None, L) if isinstance(L, Functionals) else L for L in blocks]
-
-
-def _square(flat: Tensor, pairs: list[tuple[int, int]], d: int) -> Tensor:
-    index = torch.zeros(d, d, dtype=torch.long)
-    for k, (a, b) in enumerate(pairs):
-        index[a, b] = index[b, a] = k
-    return flat[:, index.to(flat.device)]
 
 
 def _check_variances(variances: Tensor) -> None:

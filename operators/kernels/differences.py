@@ -1,7 +1,8 @@
-"""Coordinates of ``x - y`` at all pairs of points."""
+"""Coordinates of ``x - y``, and its square, at all pairs of points."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -13,3 +14,11 @@ def differences(x: Tensor, y: Tensor) -> list[Tensor]:
     """
     columns, rows = x.mT.contiguous(), y.mT.contiguous()
     return [columns[..., a, :, None] - rows[..., a, None, :] for a in range(x.shape[-1])]
+
+
+def half_squares(p: list[Tensor]) -> Tensor:
+    """``|x - y|^2 / 2`` of `differences`: exact at coincident points."""
+    s = p[0].square()
+    for component in p[1:]:
+        s = torch.addcmul(s, component, component)
+    return 0.5 * s

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from operators.kernels.differences import differences
+from operators.kernels.differences import differences, half_squares
 from operators.kernels.functionals import Functionals
 from operators.tracing import untransformed
 
@@ -55,8 +55,8 @@ def isotropic_pairs(kernel: Profiled, left: Functionals, right: Functionals, fix
         Values and Laplacians in scaled coordinates, at x ``(..., n, d)`` and y ``(..., m, d)``.
     fixed
         Whether f has no parameters of its own. Then the derivative is written out: ``d s = (x - y)
-        . (dx - dy)``, two products of matrices, at a fifth of what automatic differentiation of
-        each elementwise step takes.
+        . (dx - dy)``, two products of matrices. A Gram matrix and its derivative, 1,200 x 1,200,
+        take 0.8 (RBF) and 0.55 to 0.8 (Matern 7/2) of what they took by automatic differentiation.
     """
     terms, x, y = kernel.reduced(_terms(left, right)), left.points, right.points
     places = [place for place, thin in terms.items() for _ in thin]
@@ -65,7 +65,7 @@ def isotropic_pairs(kernel: Profiled, left: Functionals, right: Functionals, fix
     if fixed and untransformed(x, y, *tensors):
         value: Tensor = _IsotropicPairs.apply(kernel, places, x, y, *tensors)
         return value
-    return _combined(kernel, terms, _half_squares(x, y))
+    return _combined(kernel, terms, half_squares(differences(x, y)))
 
 
 def _terms(L: Functionals, M: Functionals) -> Terms:
@@ -87,15 +87,6 @@ def _terms(L: Functionals, M: Functionals) -> Terms:
         terms.add((3, 1), (4 * d + 8) * a, b)
         terms.add((4, 2), 4 * a, b)
     return terms
-
-
-def _half_squares(x: Tensor, y: Tensor) -> Tensor:
-    """``|x - y|^2 / 2``, by differences: exact at coincident points."""
-    s: Tensor | None = None
-    for p in differences(x, y):
-        s = p.square() if s is None else torch.addcmul(s, p, p)
-    assert s is not None
-    return 0.5 * s
 
 
 def _by_derivative(terms: Terms) -> dict[int, dict[int, list[tuple[Tensor, Tensor]]]]:
@@ -151,7 +142,7 @@ class _IsotropicPairs(torch.autograd.Function):
     def forward(
         ctx: Any, kernel: Profiled, places: list[Place], x: Tensor, y: Tensor, *tensors: Tensor
     ) -> Tensor:
-        s = _half_squares(x, y)
+        s = half_squares(differences(x, y))
         ctx.kernel, ctx.places, ctx.s = kernel, places, s
         ctx.save_for_backward(x, y, *tensors)
         return _combined(kernel, _paired(places, tensors), s)
@@ -162,7 +153,7 @@ class _IsotropicPairs(torch.autograd.Function):
         x, y, *tensors = ctx.saved_tensors
         _, _, need_x, need_y, *need_tensors = ctx.needs_input_grad
         # To be differentiated again, s has to be a function of the points.
-        s = _half_squares(x, y) if torch.is_grad_enabled() else ctx.s
+        s = half_squares(differences(x, y)) if torch.is_grad_enabled() else ctx.s
         terms = _paired(ctx.places, tensors)
         slopes = _by_derivative(ctx.kernel.reduced(terms.derivative()))
         moving = bool(need_x or need_y) and bool(slopes)

@@ -117,7 +117,7 @@ def jets(field: Callable[[Any], Any], x: Tensor, order: int) -> Jets:
     if order == 1:
         return image.value, first, None
     second = image.parts[1 + d :].movedim(0, -1)
-    return image.value, first, second[..., _square(d).to(x.device)]
+    return image.value, first, second[..., square_of_pairs(d).to(x.device)]
 
 
 def _values(values: Any, x: Tensor) -> Tensor:
@@ -148,15 +148,16 @@ def _nested(field: Callable[[Any], Any], x: Tensor, order: int) -> Jets:
     return value, first, torch.stack([torch.stack(row, -1) for row in full], -2)
 
 
-def _square(d: int) -> Tensor:
+def square_of_pairs(d: int) -> Tensor:
     """Where ``d_a d_b f`` stands among the pairs a <= b."""
     index = torch.zeros(d, d, dtype=torch.long)
-    for k, (a, b) in enumerate(_pairs(d)):
+    for k, (a, b) in enumerate(axis_pairs(d)):
         index[a, b] = index[b, a] = k
     return index
 
 
-def _pairs(d: int) -> list[tuple[int, int]]:
+def axis_pairs(d: int) -> list[tuple[int, int]]:
+    """``(a, b)`` with a <= b."""
     return [(a, b) for a in range(d) for b in range(a, d)]
 
 
@@ -178,7 +179,7 @@ class Jet:
         first = eye.reshape(d, *(1,) * (x.ndim - 1), d).expand(d, *x.shape)
         parts = [x[None], first]
         if order == 2:
-            parts.append(torch.zeros(len(_pairs(d)), *x.shape, dtype=x.dtype, device=x.device))
+            parts.append(torch.zeros(len(axis_pairs(d)), *x.shape, dtype=x.dtype, device=x.device))
         return cls(torch.cat(parts), d)
 
     @property
@@ -211,7 +212,7 @@ class Jet:
         d, rest = self.d, h1 * self.parts[1:]
         if len(self.parts) > 1 + d:
             first = self.parts[1 : 1 + d]
-            a, b = zip(*_pairs(d), strict=True)
+            a, b = zip(*axis_pairs(d), strict=True)
             rest = torch.cat([rest[:d], rest[d:] + h2 * first[list(a)] * first[list(b)]])
         return Jet(torch.cat([h[None], rest]), d)
 
@@ -222,7 +223,7 @@ class Jet:
         parts = f * g[:1] + f[:1] * g
         rest = [f[:1] * g[:1], parts[1:]]
         if len(f) > 1 + d:
-            a, b = (list(index) for index in zip(*_pairs(d), strict=True))
+            a, b = (list(index) for index in zip(*axis_pairs(d), strict=True))
             f1, g1 = f[1 : 1 + d], g[1 : 1 + d]
             rest = [rest[0], parts[1 : 1 + d], parts[1 + d :] + f1[a] * g1[b] + f1[b] * g1[a]]
         return Jet(torch.cat(rest), d)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from operators.kernels.differences import differences
+from operators.kernels.differences import differences, half_squares
 from operators.kernels.functionals import Functionals
 from operators.kernels.isotropic import Terms, isotropic_pairs
 from operators.kernels.kernel import Kernel, Lift, Positive, log_of
@@ -94,10 +94,7 @@ class RadialKernel(Kernel):
             fixed = self._fixed and set(self._parameters) <= {"log_lengthscale"}
             return isotropic_pairs(self, left, right, fixed)
         p = differences(left.points, right.points)
-        s = p[0] ** 2
-        for component in p[1:]:
-            s = torch.addcmul(s, component, component)
-        s = 0.5 * s
+        s = half_squares(p)
         coefficients = _coefficients(_Side(left, p, s, -1), _Side(right, p, s, -2))
         return self.combine(coefficients, s)
 
