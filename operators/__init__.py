@@ -47,6 +47,7 @@ from operators.kernels.functionals import Functionals
 from operators.kernels.gibbs import Gibbs
 from operators.kernels.gram import KernelGram, gram
 from operators.kernels.kernel import Kernel
+from operators.kernels.periodic import PeriodicKernel
 from operators.kernels.radial import (
     RBF,
     InverseMultiquadric,
@@ -56,7 +57,7 @@ from operators.kernels.radial import (
     RationalQuadratic,
 )
 from operators.kernels.representers import Representers
-from operators.kernels.warp import CoordinatesKernel, PeriodicKernel, WarpedKernel
+from operators.kernels.warp import CoordinatesKernel, WarpedKernel
 from operators.kronecker import Kronecker, KroneckerSum
 from operators.linear_operator import LinearOperator
 from operators.low_rank import LowRankPlusDiagonal

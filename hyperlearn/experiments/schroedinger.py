@@ -65,6 +65,11 @@ class UnitRBF(RBF):
 
     _parameters = ()
 
+    @property
+    def lengthscale(self) -> Tensor:
+        """1."""
+        return torch.ones((), dtype=torch.float64)
+
     def lift(self, L: Functionals) -> Lift:
         """The functionals as they are."""
         return L

@@ -49,7 +49,7 @@ def terms(L: Functionals, *, split: bool) -> list[Term]:
     if L.value is not None:
         add(("value", ()), L.value)
     if L.gradient is not None:
-        for a in range(L.dimension):
+        for a in L.slopes:
             add(("gradient", (a,)), L.gradient[:, a])
     if L.laplacian is not None:
         axes = [(a, a) for a in range(L.dimension)] if split else [()]

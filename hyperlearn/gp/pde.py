@@ -283,6 +283,8 @@ class Equation:
                 if wanted.kind == "hessian":
                     pairs = {(min(a, b), max(a, b)) for a, b in reached}
                     parts["entries"] = tuple(sorted(pairs))
+                if wanted.kind == "gradient":
+                    parts["axes"] = tuple(sorted({a for (a,) in reached}))
             if not coefficients:
                 raise ValueError(
                     f"{self}: component {c} of the residual depends on no field; expected an "

@@ -35,11 +35,14 @@ class Functionals:
     entries
         Pairs ``(a, b)``, a <= b, outside of which H is known to be zero; None for all. What is left
         out costs nothing.
+    axes
+        Axes outside of which g is known to be zero; None for all.
 
     Raises
     ------
     ValueError
-        A shape does not fit, points are not finite, or `entries` holds what is no such pair.
+        A shape does not fit, points are not finite, `entries` holds what is no such pair, or `axes`
+        what is no axis.
     TypeError
         Points are no floating tensor, or a coefficient has another dtype or device.
 
@@ -58,6 +61,7 @@ class Functionals:
     laplacian: Tensor | None = None
     hessian: Tensor | None = None
     entries: tuple[tuple[int, int], ...] | None = None
+    axes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         x = self.points
@@ -75,6 +79,9 @@ class Functionals:
                     f"entries holds ({a}, {b}); expected pairs of axes (a, b) with a <= b, from 0 "
                     f"to {d - 1}"
                 )
+        for a in self.axes or ():
+            if not 0 <= a < d:
+                raise ValueError(f"axes holds {a}; expected axes from 0 to {d - 1}")
         for name, tail in _TAILS.items():
             coefficient = getattr(self, name)
             if coefficient is None:
@@ -101,9 +108,10 @@ class Functionals:
     @classmethod
     def gradient_at(cls, points: Tensor, axis: int) -> Functionals:
         """``d_axis u(x_i)``."""
+        axis = _axis(axis, points)
         gradient = torch.zeros_like(points)
-        gradient[..., _axis(axis, points)] = 1.0
-        return cls(points, gradient=gradient)
+        gradient[..., axis] = 1.0
+        return cls(points, gradient=gradient, axes=(axis,))
 
     @classmethod
     def laplacian_at(cls, points: Tensor) -> Functionals:
@@ -137,6 +145,13 @@ class Functionals:
         if self.laplacian is not None or self.hessian is not None:
             return 2
         return 0 if self.gradient is None else 1
+
+    @property
+    def slopes(self) -> tuple[int, ...]:
+        """Axes whose first derivative may have a coefficient."""
+        if self.gradient is None:
+            return ()
+        return tuple(range(self.dimension)) if self.axes is None else tuple(sorted(set(self.axes)))
 
     @property
     def couplings(self) -> tuple[tuple[int, int], ...]:
@@ -180,7 +195,9 @@ class Functionals:
                 "other points are further rows: hand a list of both to gram)"
             )
         parts = {name: _added(getattr(self, name), getattr(other, name)) for name in _TAILS}
-        return Functionals(self.points, **parts, entries=_union(self, other))
+        return Functionals(
+            self.points, **parts, entries=_union_of_entries(self, other), axes=_union(self, other)
+        )
 
     def __mul__(self, factor: Coefficient) -> Functionals:
         if not isinstance(factor, (int, float, Tensor)):
@@ -201,7 +218,7 @@ class Functionals:
             return factor * coefficient
 
         parts = {name: scaled(getattr(self, name), tail) for name, tail in _TAILS.items()}
-        return Functionals(self.points, **parts, entries=self.entries)
+        return Functionals(self.points, **parts, entries=self.entries, axes=self.axes)
 
     __rmul__ = __mul__
 
@@ -222,16 +239,18 @@ _TAILS = {"value": 0, "gradient": 1, "laplacian": 0, "hessian": 2}
 def _flatten(functionals: Functionals) -> tuple[list[Any], Any]:
     # To torch's trees None is a leaf; what is absent is none here.
     names = tuple(n for n in ("points", *_TAILS) if getattr(functionals, n) is not None)
-    return [getattr(functionals, name) for name in names], (names, functionals.entries)
+    known_zero = (functionals.entries, functionals.axes)
+    return [getattr(functionals, name) for name in names], (names, known_zero)
 
 
 def _unflatten(leaves: Any, context: Any) -> Functionals:
     functionals = object.__new__(Functionals)
-    names, entries = context
+    names, (entries, axes) = context
     held = dict(zip(names, leaves, strict=True))
     for name in ("points", *_TAILS):
         object.__setattr__(functionals, name, held.get(name))
     object.__setattr__(functionals, "entries", entries)
+    object.__setattr__(functionals, "axes", axes)
     return functionals
 
 
@@ -255,7 +274,14 @@ def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
-def _union(L: Functionals, M: Functionals) -> tuple[tuple[int, int], ...] | None:
+def _union(L: Functionals, M: Functionals) -> tuple[int, ...] | None:
+    """Axes of a sum."""
+    if L.gradient is None or M.gradient is None:
+        return M.axes if L.gradient is None else L.axes
+    return None if L.axes is None or M.axes is None else tuple(sorted({*L.axes, *M.axes}))
+
+
+def _union_of_entries(L: Functionals, M: Functionals) -> tuple[tuple[int, int], ...] | None:
     """Entries of a sum."""
     if L.hessian is None or M.hessian is None:
         return M.entries if L.hessian is None else L.entries

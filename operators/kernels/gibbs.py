@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from operators.kernels.functionals import Functionals
-from operators.kernels.heat import Powers, heat_pairs
+from operators.kernels.heat import heat_pairs
 from operators.kernels.jets import Field, jets
 from operators.kernels.kernel import Kernel, Lift
+from operators.kernels.separable import Powers
 from operators.kernels.warp import multiplied
 
 
@@ -139,7 +140,7 @@ def _terms(
     drift = [torch.zeros_like(length[..., 0])] * k
     if L.gradient is not None:
         assert slope is not None
-        for a in range(d):
+        for a in L.slopes:
             add((a,), L.gradient[..., a])
         # grad l^2 = 2 l grad l
         rates = 2 * length[..., None] * slope

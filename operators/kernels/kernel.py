@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -255,13 +256,14 @@ def _splits(L: Functionals) -> list[tuple[Functionals, Functionals]]:
     one = Functionals.value_at(x)
     splits = [(one, L)]
     if L.order:
-        splits.append((Functionals(x, None, L.gradient, L.laplacian, L.hessian, L.entries), one))
+        splits.append((replace(L, value=None), one))
     second = L.second()
     if second is not None:
         for a in range(L.dimension):
-            splits.append(
-                (Functionals.gradient_at(x, a), Functionals(x, gradient=2 * second[..., a, :]))
-            )
+            partners = tuple(c if b == a else b for b, c in L.couplings if a in (b, c))
+            if partners:
+                slope = Functionals(x, gradient=2 * second[..., a, :], axes=partners)
+                splits.append((Functionals.gradient_at(x, a), slope))
     return splits
 
 

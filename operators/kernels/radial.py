@@ -12,6 +12,7 @@ from torch import Tensor
 
 from operators.kernels.differences import differences, half_squares
 from operators.kernels.functionals import Functionals
+from operators.kernels.gaussian import gaussian_pairs, products
 from operators.kernels.isotropic import Terms, isotropic_pairs
 from operators.kernels.kernel import Kernel, Lift, Positive, log_of
 from operators.kernels.series import derivatives
@@ -20,6 +21,8 @@ from operators.tracing import readable, tracked
 
 # Coefficients of f, f', ..., f'''' in a block; None for zero.
 Combination = list[Tensor | None]
+# Derivatives up to which a block of RBF is cheaper coordinate by coordinate.
+_SHORT = 15
 
 
 class RadialKernel(Kernel):
@@ -112,7 +115,9 @@ class _Side:
         self.value = None if L.value is None else self._at(L.value)
         self.c = None if L.laplacian is None else self._at(L.laplacian)
         sign = 1.0 if axis == -1 else -1.0
-        self.g = None if L.gradient is None else self._components(sign * L.gradient)
+        self.g: dict[int, Tensor] | None = None
+        if L.gradient is not None:
+            self.g = {a: self._at(sign * L.gradient[..., a]) for a in L.slopes}
         # H by rows, without what is known to be zero.
         self.H: list[dict[int, Tensor]] | None = None
         if L.hessian is not None:
@@ -121,7 +126,9 @@ class _Side:
             for a, b in L.couplings:
                 self.H[a][b] = self.H[b][a] = self._at(symmetric[..., a, b])
         # g . p
-        self.slope = None if self.g is None else _dot(self.g, p)
+        self.slope = None
+        for a, component in (self.g or {}).items():
+            self.slope = _plus(self.slope, component * p[a])
         # S p, p S p and tr S, with S = c I + H; for a Laplacian alone S p is not needed as such.
         self.Hp = None if self.H is None else [self._row_product(row) for row in self.H]
         self.q = None if self.c is None else 2 * self.c * s
@@ -142,26 +149,16 @@ class _Side:
             total = _plus(total, entry * self.p[b])
         return total
 
-    def _components(self, field: Tensor) -> list[Tensor]:
-        return [self._at(field[..., a]) for a in range(self.d)]
-
-    def bent(self, g: list[Tensor], slope: Tensor) -> Tensor:
-        """``g . S p``."""
+    def bent(self, g: dict[int, Tensor], slope: Tensor) -> Tensor | None:
+        """``g . S p``; None for zero."""
         total = None
         if self.c is not None:
             total = self.c * slope
-        for component, product in zip(g, self.Hp or (), strict=False):
+        for a, component in g.items():
+            product = self.Hp[a] if self.Hp is not None else None
             if product is not None:
                 total = _plus(total, component * product)
-        assert total is not None
         return total
-
-
-def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    total = a[0] * b[0]
-    for x, y in zip(a[1:], b[1:], strict=True):
-        total = total + x * y
-    return total
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
@@ -188,16 +185,18 @@ def _coefficients(L: _Side, M: _Side) -> Combination:
             add(2, one.value * other.q)
             if other.t is not None:
                 add(1, one.value * other.t)
-        if one.g is not None and other.q is not None:
+        if one.g and other.q is not None:
             assert one.slope is not None
-            add(2, 2 * other.bent(one.g, one.slope))
+            if (bent := other.bent(one.g, one.slope)) is not None:
+                add(2, 2 * bent)
             add(3, one.slope * other.q)
             if other.t is not None:
                 add(2, one.slope * other.t)
-    if L.g is not None and M.g is not None:
+    if L.g and M.g:
         assert L.slope is not None
         assert M.slope is not None
-        add(1, _dot(L.g, M.g))
+        for a in L.g.keys() & M.g.keys():
+            add(1, L.g[a] * M.g[a])
         add(2, L.slope * M.slope)
     if L.q is not None and M.q is not None:
         add(3, 4 * _sandwich(L, M))
@@ -268,6 +267,14 @@ class RBF(RadialKernel):
             for column, row in thin:
                 found.add((0, j), -column if k % 2 else column, row)
         return found
+
+    def pairs(self, left: Lift, right: Lift) -> Tensor:
+        """A product over coordinates, where that is a short sum."""
+        isotropic = left.gradient is right.gradient is left.hessian is right.hessian is None
+        if isotropic or products(left, right) > _SHORT:
+            return super().pairs(left, right)
+        d = left.dimension
+        return gaussian_pairs(left, right, left.points.new_ones(d), [False] * d)
 
     def combine(self, coefficients: Combination, s: Tensor) -> Tensor:
         """``(c_0 - c_1 + c_2 - ...) exp(-s)``: one product for all of them."""
