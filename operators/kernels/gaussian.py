@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
 from math import comb
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from operators.kernels.differences import differences
 from operators.kernels.functionals import Functionals
+from operators.kernels.pullback import block_of
 from operators.kernels.separable import (
     Powers,
     Spec,
@@ -23,11 +26,14 @@ from operators.kernels.separable import (
     summed,
     unit,
 )
-from operators.tracing import untransformed
 
 
 def gaussian_pairs(
-    left: Functionals, right: Functionals, rates: Tensor, circles: Sequence[bool]
+    left: Functionals,
+    right: Functionals,
+    rates: Tensor,
+    circles: Sequence[bool],
+    W: Tensor | None = None,
 ) -> Tensor:
     """``L_i M_j E``, ``(..., n, m)``, of ``E = prod_a exp(-k_a phi_a(x_a - y_a))``.
 
@@ -41,6 +47,8 @@ def gaussian_pairs(
         ``k``, ``(d,)``.
     circles
         Which coordinates are angles.
+    W
+        Weights ``(..., n, m)``: see `block_of`.
 
     Notes
     -----
@@ -48,28 +56,8 @@ def gaussian_pairs(
     e)``.
     """
     p, q = _terms(left), _terms(right)
-    tensors = (left.points, right.points, rates, *p.values(), *q.values())
-    spec = (tuple(p), tuple(q))
-    # Under a transform, also one of other tensors, torch takes no Function of this form.
-    if untransformed(*tensors):
-        value: Tensor = _GaussianPairs.apply(spec, tuple(circles), *tensors)
-        return value
-    return _value(spec, circles, *tensors)
-
-
-def products(left: Functionals, right: Functionals) -> int:
-    """How many derivatives of E the block is a sum of."""
-    d = left.dimension
-    return len({
-        tuple(i + j for i, j in zip(a, b, strict=True))
-        for a in _powers(left, d) for b in _powers(right, d)
-    })  # fmt: skip
-
-
-def _powers(L: Functionals, d: int) -> list[Powers]:
-    found = [] if L.value is None else [(0,) * d]
-    found += [unit(d, a, 1) for a in L.slopes]
-    return found + [_both(d, a, b) for a, b in L.couplings]
+    rule = _Gaussian((tuple(p), tuple(q)), tuple(circles))
+    return block_of(rule, (left.points, right.points, rates, *p.values(), *q.values()), W)
 
 
 def _both(d: int, a: int, b: int) -> Powers:
@@ -91,21 +79,12 @@ def _terms(L: Functionals) -> dict[Powers, Tensor]:
     return found or {(0,) * d: torch.zeros_like(L.points[..., 0])}
 
 
-def _value(
-    spec: Spec, circles: Sequence[bool], x: Tensor, y: Tensor, rates: Tensor, *terms: Tensor
-) -> Tensor:
-    left, _ = spec
-    factors = _factors(x, y, rates, circles, degrees(spec))
-    groups = grouped(spec, terms[: len(left)], terms[len(left) :])
-    return contracted(groups, [factor.table for factor in factors]) * _exponential(factors)
-
-
 class _Factor:
     """``e = exp(-k phi(p))`` of one coordinate: ``phi, phi', ...`` and ``h_n = e^(n) / e``."""
 
     def __init__(self, p: Tensor, rate: Tensor, circle: bool, order: int) -> None:
         self.rate = rate
-        self.phi: list[Tensor | float]
+        self.phi: list[Tensor]
         if circle:
             # 1 - cos p would lose the digits of small angles.
             s = (0.5 * p).sin()
@@ -113,10 +92,9 @@ class _Factor:
             self.phi = [2 * square]
             if order:
                 sin, cos = 2 * s * (0.5 * p).cos(), 1 - 2 * square
-                self.phi += [sin, cos, -sin, -cos][:order]
-                self.phi += self.phi[1 : order - 3]
+                self.phi += list(islice(cycle([sin, cos, -sin, -cos]), order))
         else:
-            self.phi = [0.5 * p.square(), p, 1.0]
+            self.phi = [0.5 * p.square(), p, p.new_ones(())]
         slopes = [-rate * phi for phi in self.phi[1:]]
         # e' = -k phi' e, differentiated n times.
         self.table: list[Tensor | None] = [None]
@@ -128,14 +106,13 @@ class _Factor:
         return -_leibniz(self.phi, self.table, n)
 
 
-def _leibniz(f: Sequence[Tensor | float], table: Sequence[Tensor | None], n: int) -> Tensor:
+def _leibniz(f: Sequence[Tensor], table: Sequence[Tensor | None], n: int) -> Tensor:
     """``(f e)^(n) / e`` of ``f, f', ...``; what is not listed is zero."""
-    total: Any = None
-    for k in range(min(n + 1, len(f))):
-        h = table[n - k]
-        term = comb(n, k) * (f[k] if h is None else f[k] * h)
-        total = term if total is None else total + term
-    assert total is not None
+    h = table[n]
+    total = f[0] if h is None else f[0] * h
+    for k in range(1, min(n + 1, len(f))):
+        h = table[n - k]  # None, for ones, where k = n
+        total = total + f[k] if h is None else torch.addcmul(total, f[k], h, value=comb(n, k))
     return total
 
 
@@ -153,39 +130,44 @@ def _exponential(factors: Sequence[_Factor]) -> Tensor:
     return exponent.exp()
 
 
-class _GaussianPairs(torch.autograd.Function):
-    """`_value`, with its derivative by points, rates and coefficients."""
+@dataclass(frozen=True)
+class _Gaussian:
+    """The block as a function of points, rates and coefficients."""
 
-    @staticmethod
-    def forward(ctx: Any, spec: Spec, circles: tuple[bool, ...], *tensors: Tensor) -> Tensor:
-        ctx.spec, ctx.circles = spec, circles
-        ctx.save_for_backward(*tensors)
-        return _value(spec, circles, *tensors)
+    spec: Spec
+    circles: tuple[bool, ...]
 
-    @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
-        (W,) = outputs
-        x, y, rates, *terms = ctx.saved_tensors
-        need_x, need_y, need_rates, *need_terms = ctx.needs_input_grad[2:]
-        spec, d = ctx.spec, x.shape[-1]
-        p, q = terms[: len(spec[0])], terms[len(spec[0]) :]
+    def value(self, *tensors: Tensor) -> Tensor:
+        x, y, rates, *terms = tensors
+        count = len(self.spec[0])
+        factors = _factors(x, y, rates, self.circles, degrees(self.spec))
+        groups = grouped(self.spec, terms[:count], terms[count:])
+        return contracted(groups, [factor.table for factor in factors]) * _exponential(factors)
+
+    def pulled_back(
+        self, W: Tensor, needed: Sequence[bool], *tensors: Tensor
+    ) -> list[Tensor | None]:
+        x, y, rates, *terms = tensors
+        need_x, need_y, need_rates, *need_terms = needed
+        d, count = x.shape[-1], len(self.spec[0])
+        p, q = terms[:count], terms[count:]
         moving = need_x or need_y
-        orders = [degree + moving for degree in degrees(spec)]
-        factors = _factors(x, y, rates, ctx.circles, orders)
+        orders = [degree + moving for degree in degrees(self.spec)]
+        factors = _factors(x, y, rates, self.circles, orders)
         tables: Tables = [factor.table for factor in factors]
         WE = W * _exponential(factors)
-        blocks = coefficients(grouped(spec, p, q)) if moving or need_rates else {}
+        C = coefficients(grouped(self.spec, p, q)) if moving or need_rates else {}
         found: list[Tensor | None] = [None, None, None]
         if moving:
-            parts = [summed(blocks, tables, unit(d, a, 1)) * WE for a in range(d)]
+            parts = [summed(C, tables, unit(d, a, 1)) * WE for a in range(d)]
             found[0] = torch.stack([part.sum(-1) for part in parts], -1)
             found[1] = -torch.stack([part.sum(-2) for part in parts], -1)
         if need_rates:
-            found[2] = torch.stack([(_by_rate(blocks, factors, a) * WE).sum() for a in range(d)])
+            found[2] = torch.stack([(_by_rate(C, factors, a) * WE).sum() for a in range(d)])
         of_terms: list[Tensor | None] = [None] * len(terms)
         if any(need_terms):
-            of_terms = list(by_terms(spec, p, q, WE, tables))
-        return None, None, *found, *of_terms
+            of_terms = list(by_terms(self.spec, p, q, WE, tables))
+        return [*found, *of_terms]
 
 
 def _by_rate(blocks: dict[Powers, Tensor], factors: Sequence[_Factor], axis: int) -> Tensor:

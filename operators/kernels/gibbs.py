@@ -83,9 +83,15 @@ class Gibbs(Kernel):
 
     def pairs(self, left: Lift, right: Lift) -> Tensor:
         """``(..., n, m)``: see the class."""
+        return self._block(left, right)
+
+    def weighted_pairs(self, left: Lift, right: Lift, W: Tensor) -> Tensor:  # noqa: D102
+        return self._block(left, right, W)
+
+    def _block(self, left: Lift, right: Lift, W: Tensor | None = None) -> Tensor:
         return heat_pairs(
             left["points"], right["points"], left["squares"], right["squares"],
-            left["terms"], right["terms"],
+            left["terms"], right["terms"], W,
         )  # fmt: skip
 
     def __repr__(self) -> str:

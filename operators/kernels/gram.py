@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from operators.cost import Cost
-from operators.kernels.representers import Block, Kernels, Representers, block_of_pairs
+from operators.kernels.representers import (
+    Block,
+    Kernels,
+    Representers,
+    block_of_pairs,
+    weighted_block,
+)
 from operators.linear_operator import LinearOperator
 from operators.space import Space
 from operators.structure import Structure
@@ -263,19 +269,20 @@ class _Plan:
             *(_rows(leaves[k], tile.j0, tile.j1) for k in right),
         ]
 
-    def function(self, tile: _Tile) -> Callable[..., Tensor | None]:
-        """The tile as a function of `inputs`; None where it is zero."""
+    def function(self, tile: _Tile, W: Tensor | None = None) -> Callable[..., Tensor | None]:
+        """The tile as a function of `inputs`, or `weighted_block` of it; None where it is zero."""
         kernels_spec, *sides = self.treespec.children()
         left_spec = sides[0].children()[tile.left]
         right_spec = sides[-1].children()[tile.right]
         p, q = self.kernel_count, self.kernel_count + self.counts[0][tile.left]
 
         def entries(*inputs: Tensor) -> Tensor | None:
-            return block_of_pairs(
-                pytree.tree_unflatten(list(inputs[:p]), kernels_spec),
-                pytree.tree_unflatten(list(inputs[p:q]), left_spec),
-                pytree.tree_unflatten(list(inputs[q:]), right_spec),
-            )
+            kernels = pytree.tree_unflatten(list(inputs[:p]), kernels_spec)
+            left = pytree.tree_unflatten(list(inputs[p:q]), left_spec)
+            right = pytree.tree_unflatten(list(inputs[q:]), right_spec)
+            if W is None:
+                return block_of_pairs(kernels, left, right)
+            return weighted_block(kernels, left, right, W)
 
         return entries
 
@@ -360,7 +367,7 @@ class _Plan:
             inputs = self.inputs(tile, leaves)
             if plain:
                 asked = inputs if needed is None else self.inputs(tile, needed)
-                found = _pulled(self.function(tile), inputs, W, asked)
+                found = _pulled(self.function(tile, W), inputs, asked)
             else:
                 found = _pulled_by_func(self.function(tile), inputs, W)
             left, right = self.places[0][tile.left], self.places[-1][tile.right]
@@ -407,9 +414,9 @@ def _pieces(sizes: list[int], side: int) -> list[tuple[int, int, int, int]]:
 
 
 def _pulled(
-    f: Callable[..., Tensor | None], inputs: list[Tensor], W: Tensor, needed: Sequence[Any]
+    f: Callable[..., Tensor | None], inputs: list[Tensor], needed: Sequence[Any]
 ) -> Sequence[Tensor | None]:
-    """Gradient of ``<W, f>`` by plain autograd: nothing outside is differentiated."""
+    """Gradient of a number by plain autograd: nothing outside is differentiated."""
     with torch.enable_grad():
         moved = [
             x.detach().requires_grad_(ask is not False)
@@ -419,7 +426,7 @@ def _pulled(
         asked = [x for x in moved if x.requires_grad]
         if value is None or not value.requires_grad:
             return [None] * len(inputs)
-        found = iter(torch.autograd.grad(value, asked, W, allow_unused=True))
+        found = iter(torch.autograd.grad(value, asked, allow_unused=True))
         return [next(found) if x.requires_grad else None for x in moved]
 
 
@@ -430,7 +437,7 @@ def _rows(leaf: Any, start: int, end: int) -> Any:
 def _pulled_by_func(
     f: Callable[..., Tensor | None], inputs: list[Tensor], W: Tensor
 ) -> Sequence[Tensor | None]:
-    """The same, for further differentiation."""
+    """Gradient of ``<W, f>``, for further differentiation."""
     if f(*inputs) is None:
         return [None] * len(inputs)
     found: Sequence[Tensor] = torch.func.vjp(f, *inputs)[1](W)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from operators.kernels.differences import differences
+from operators.kernels.pullback import block_of
 from operators.kernels.separable import (
     Powers,
     Spec,
@@ -21,7 +22,6 @@ from operators.kernels.separable import (
     summed,
     unit,
 )
-from operators.tracing import untransformed
 
 
 def heat_pairs(
@@ -31,6 +31,7 @@ def heat_pairs(
     B: Tensor,
     left: dict[Powers, Tensor],
     right: dict[Powers, Tensor],
+    W: Tensor | None = None,
 ) -> Tensor:
     """``sum_ab p_a(x) q_b(y) d_x^a d_y^b E``, E the heat kernel.
 
@@ -45,30 +46,21 @@ def heat_pairs(
         ``(..., n, k)``, ``(..., m, k)`` with k = d, or k = 1 for one c of all coordinates.
     left, right
         ``p_a (..., n)`` and ``q_b (..., m)`` by their powers.
+    W
+        Weights ``(..., n, m)``: see `block_of`.
 
     Returns
     -------
     Tensor
-        ``(..., n, m)``.
+        ``(..., n, m)``; with weights a number.
 
     Notes
     -----
     Its derivative is written out, with ``d E / d c_i = (1/4) d_i^2 E``: another row of the same
     tables, at a third of what automatic differentiation of each elementwise step takes.
     """
-    tensors = (x, y, A, B, *left.values(), *right.values())
-    spec = (tuple(left), tuple(right))
-    # Under a transform, also one of other tensors, torch takes no Function of this form.
-    if untransformed(*tensors):
-        value: Tensor = _HeatPairs.apply(spec, *tensors)
-        return value
-    return _value(spec, *tensors)
-
-
-def _value(spec: Spec, x: Tensor, y: Tensor, A: Tensor, B: Tensor, *terms: Tensor) -> Tensor:
-    left, _ = spec
-    E, tables = _tables(x, y, A, B, degrees(spec))
-    return contracted(grouped(spec, terms[: len(left)], terms[len(left) :]), tables) * E
+    rule = _Heat((tuple(left), tuple(right)))
+    return block_of(rule, (x, y, A, B, *left.values(), *right.values()), W)
 
 
 def _tables(
@@ -101,30 +93,32 @@ def _tables(
     return (0.5 * exponent).exp() * (volume.rsqrt() if k == d else volume ** (-d / 2)), tables
 
 
-class _HeatPairs(torch.autograd.Function):
-    """`_value`, with its derivative by points, squares and coefficients."""
+@dataclass(frozen=True)
+class _Heat:
+    """The block as a function of points, squares and coefficients."""
 
-    @staticmethod
-    def forward(ctx: Any, spec: Spec, *tensors: Tensor) -> Tensor:
-        ctx.spec = spec
-        ctx.save_for_backward(*tensors)
-        return _value(spec, *tensors)
+    spec: Spec
 
-    @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
-        (W,) = outputs
-        x, y, A, B, *terms = ctx.saved_tensors
-        left, _ = ctx.spec
-        p, q = terms[: len(left)], terms[len(left) :]
-        need_x, need_y, need_A, need_B, *need_terms = ctx.needs_input_grad[1:]
+    def value(self, *tensors: Tensor) -> Tensor:
+        x, y, A, B, *terms = tensors
+        count = len(self.spec[0])
+        E, tables = _tables(x, y, A, B, degrees(self.spec))
+        return contracted(grouped(self.spec, terms[:count], terms[count:]), tables) * E
+
+    def pulled_back(
+        self, W: Tensor, needed: Sequence[bool], *tensors: Tensor
+    ) -> list[Tensor | None]:
+        x, y, A, B, *terms = tensors
+        count = len(self.spec[0])
+        p, q = terms[:count], terms[count:]
+        need_x, need_y, need_A, need_B, *need_terms = needed
         d, k = x.shape[-1], A.shape[-1]
         further = 2 if need_A or need_B else 1 if need_x or need_y else 0
-        E, tables = _tables(x, y, A, B, [degree + further for degree in degrees(ctx.spec)])
+        E, tables = _tables(x, y, A, B, [degree + further for degree in degrees(self.spec)])
         WE = W * E
-        groups = grouped(ctx.spec, p, q)
         found: list[Tensor | None] = [None, None, None, None]
         if further:
-            C = coefficients(groups)
+            C = coefficients(grouped(self.spec, p, q))
             if need_A or need_B:
                 # d E / d c_i = d_i^2 E / 4
                 parts = [summed(C, tables, unit(d, i, 2)) * WE for i in range(d)]
@@ -138,5 +132,5 @@ class _HeatPairs(torch.autograd.Function):
                 found[1] = -torch.stack([part.sum(-2) for part in parts], -1)
         of_terms: list[Tensor | None] = [None] * len(terms)
         if any(need_terms):
-            of_terms = list(by_terms(ctx.spec, p, q, WE, tables))
-        return None, *found, *of_terms
+            of_terms = list(by_terms(self.spec, p, q, WE, tables))
+        return [*found, *of_terms]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from operators.kernels.differences import differences, half_squares
 from operators.kernels.functionals import Functionals
-from operators.tracing import untransformed
+from operators.kernels.pullback import block_of, weighted
 
 # k and j of ``s^j f^(k)(s)``.
 Place = tuple[int, int]
@@ -44,7 +45,9 @@ class Profiled(Protocol):
         """The same sum with fewer derivatives of f, where these are multiples of each other."""
 
 
-def isotropic_pairs(kernel: Profiled, left: Functionals, right: Functionals, fixed: bool) -> Tensor:
+def isotropic_pairs(
+    kernel: Profiled, left: Functionals, right: Functionals, fixed: bool, W: Tensor | None = None
+) -> Tensor:
     """``sum_kj T_kj s^j f^(k)(s)`` with ``s = |x - y|^2 / 2``, ``(..., n, m)``.
 
     Parameters
@@ -57,15 +60,15 @@ def isotropic_pairs(kernel: Profiled, left: Functionals, right: Functionals, fix
         Whether f has no parameters of its own. Then the derivative is written out: ``d s = (x - y)
         . (dx - dy)``, two products of matrices. A Gram matrix and its derivative, 1,200 x 1,200,
         take 0.8 (RBF) and 0.55 to 0.8 (Matern 7/2) of what they took by automatic differentiation.
+    W
+        Weights ``(..., n, m)``: see `block_of`.
     """
     terms, x, y = kernel.reduced(_terms(left, right)), left.points, right.points
     places = [place for place, thin in terms.items() for _ in thin]
     tensors = [tensor for thin in terms.values() for pair in thin for tensor in pair]
-    # Under a transform torch takes no Function of this form.
-    if fixed and untransformed(x, y, *tensors):
-        value: Tensor = _IsotropicPairs.apply(kernel, places, x, y, *tensors)
-        return value
-    return _combined(kernel, terms, half_squares(differences(x, y)))
+    if fixed:
+        return block_of(_Isotropic(kernel, tuple(places)), (x, y, *tensors), W)
+    return weighted(_combined(kernel, terms, half_squares(differences(x, y))), W)
 
 
 def _terms(L: Functionals, M: Functionals) -> Terms:
@@ -135,35 +138,34 @@ def _polynomial_in(s: Tensor, powers: dict[int, list[tuple[Tensor, Tensor]]]) ->
     return total
 
 
-class _IsotropicPairs(torch.autograd.Function):
-    """`_combined`, with its derivative by points and coefficients."""
+@dataclass(frozen=True)
+class _Isotropic:
+    """The block as a function of points and coefficients."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, kernel: Profiled, places: list[Place], x: Tensor, y: Tensor, *tensors: Tensor
-    ) -> Tensor:
+    kernel: Profiled
+    places: tuple[Place, ...]
+
+    def value(self, *tensors: Tensor) -> Tensor:
+        x, y, *thin = tensors
         s = half_squares(differences(x, y))
-        ctx.kernel, ctx.places, ctx.s = kernel, places, s
-        ctx.save_for_backward(x, y, *tensors)
-        return _combined(kernel, _paired(places, tensors), s)
+        return _combined(self.kernel, _paired(self.places, thin), s)
 
-    @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
-        (W,) = outputs
-        x, y, *tensors = ctx.saved_tensors
-        _, _, need_x, need_y, *need_tensors = ctx.needs_input_grad
-        # To be differentiated again, s has to be a function of the points.
-        s = half_squares(differences(x, y)) if torch.is_grad_enabled() else ctx.s
-        terms = _paired(ctx.places, tensors)
-        slopes = _by_derivative(ctx.kernel.reduced(terms.derivative()))
+    def pulled_back(
+        self, W: Tensor, needed: Sequence[bool], *tensors: Tensor
+    ) -> list[Tensor | None]:
+        x, y, *thin = tensors
+        need_x, need_y, *need_thin = needed
+        s = half_squares(differences(x, y))
+        terms = _paired(self.places, thin)
+        slopes = _by_derivative(self.kernel.reduced(terms.derivative()))
         moving = bool(need_x or need_y) and bool(slopes)
         orders = [k for k, _ in terms] + (list(slopes) if moving else [])
         if not orders:
-            return (None,) * len(ctx.needs_input_grad)
+            return [None] * len(tensors)
         used = set(orders)
         weights = [
             W * f if k in used else f
-            for k, f in enumerate(ctx.kernel.profile(s, max(orders)))
+            for k, f in enumerate(self.kernel.profile(s, max(orders)))
         ]  # fmt: skip
         x_bar = y_bar = None
         if moving:
@@ -173,10 +175,10 @@ class _IsotropicPairs(torch.autograd.Function):
             u, v = x - origin, y - origin
             x_bar = S.sum(-1)[..., None] * u - S @ v
             y_bar = S.sum(-2)[..., None] * v - S.mT @ u
-        by_tensors: list[Tensor | None] = [None] * len(tensors)
-        if any(need_tensors):
-            by_tensors = _by_terms(ctx.places, tensors, weights, s)
-        return None, None, x_bar, y_bar, *by_tensors
+        of_thin: list[Tensor | None] = [None] * len(thin)
+        if any(need_thin):
+            of_thin = _by_terms(self.places, thin, weights, s)
+        return [x_bar, y_bar, *of_thin]
 
 
 def _paired(places: Iterable[Place], tensors: Iterable[Tensor]) -> Terms:
@@ -187,7 +189,7 @@ def _paired(places: Iterable[Place], tensors: Iterable[Tensor]) -> Terms:
 
 
 def _by_terms(
-    places: list[Place], tensors: list[Tensor], weights: list[Tensor], s: Tensor
+    places: Sequence[Place], tensors: list[Tensor], weights: list[Tensor], s: Tensor
 ) -> list[Tensor | None]:
     """Gradients of a column ``M row`` and of a row ``M^T column``, with ``M = W f^(k) s^j``."""
     found: list[Tensor | None] = [None] * len(tensors)

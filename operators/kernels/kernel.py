@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from operators.kernels.functionals import Functionals
 from operators.kernels.jets import Field
+from operators.kernels.pullback import weighted
 
 Lift = Any
 Positive = float | Tensor
@@ -72,6 +73,10 @@ class Kernel(ABC):
     @abstractmethod
     def pairs(self, left: Lift, right: Lift) -> Tensor:
         """``L_i M_j k``, of shape ``(..., n, m)``, from what was lifted."""
+
+    def weighted_pairs(self, left: Lift, right: Lift, W: Tensor) -> Tensor:
+        """``sum_ij W_ij L_i M_j k``, for its derivative: the number itself may be NaN."""
+        return weighted(self.pairs(left, right), W)
 
     def scale_lift(self, lift: Lift, factors: Tensor) -> Lift:
         """The lift of each functional times a number; by default of one that is `Functionals`."""
@@ -180,6 +185,10 @@ class SumKernel(Kernel):
     def pairs(self, left: Lift, right: Lift) -> Tensor:  # noqa: D102
         return self.left.pairs(left[0], right[0]) + self.right.pairs(left[1], right[1])
 
+    def weighted_pairs(self, left: Lift, right: Lift, W: Tensor) -> Tensor:  # noqa: D102
+        first = self.left.weighted_pairs(left[0], right[0], W)
+        return first + self.right.weighted_pairs(left[1], right[1], W)
+
     def __repr__(self) -> str:
         return f"{self.left!r} + {self.right!r}"
 
@@ -205,6 +214,9 @@ class ScaledKernel(Kernel):
 
     def pairs(self, left: Lift, right: Lift) -> Tensor:  # noqa: D102
         return self.kernel.pairs(left, right)
+
+    def weighted_pairs(self, left: Lift, right: Lift, W: Tensor) -> Tensor:  # noqa: D102
+        return self.kernel.weighted_pairs(left, right, W)
 
     def __repr__(self) -> str:
         return f"{_number(self.log_variance.exp())} * {_factor(self.kernel)}"

@@ -138,6 +138,21 @@ def block_of_pairs(
     return total
 
 
+def weighted_block(
+    kernels: Mapping[str, Kernel],
+    left: Mapping[str, Lift],
+    right: Mapping[str, Lift],
+    W: Tensor,
+) -> Tensor | None:
+    """``sum_ij W_ij`` times the entry of `block_of_pairs`, for its derivative alone."""
+    total = None
+    for name, lift in left.items():
+        if name in right:
+            term = kernels[name].weighted_pairs(lift, right[name], W)
+            total = term if total is None else total + term
+    return total
+
+
 def _check_alike(points: list[Tensor]) -> None:
     first = points[0]
     for k, x in enumerate(points[1:], start=1):

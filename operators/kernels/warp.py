@@ -128,6 +128,9 @@ class WarpedKernel(Kernel):
     def pairs(self, left: Lift, right: Lift) -> Tensor:  # noqa: D102
         return self.kernel.pairs(left, right)
 
+    def weighted_pairs(self, left: Lift, right: Lift, W: Tensor) -> Tensor:  # noqa: D102
+        return self.kernel.weighted_pairs(left, right, W)
+
 
 class CoordinatesKernel(Kernel):
     """``k(x_S, y_S)``: a kernel of some coordinates, for sums and products over coordinates.
@@ -183,6 +186,9 @@ class CoordinatesKernel(Kernel):
 
     def pairs(self, left: Lift, right: Lift) -> Tensor:  # noqa: D102
         return self.kernel.pairs(left, right)
+
+    def weighted_pairs(self, left: Lift, right: Lift, W: Tensor) -> Tensor:  # noqa: D102
+        return self.kernel.weighted_pairs(left, right, W)
 
     def __repr__(self) -> str:
         return f"{self.kernel!r} of {list(self.axes)}"

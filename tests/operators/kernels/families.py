@@ -35,6 +35,8 @@ def blocks(x: Tensor, seed: int = 0) -> list[Functionals]:
     def r(*shape: int) -> Tensor:
         return torch.randn(shape, generator=g, dtype=x.dtype)
 
+    along = torch.zeros(2, d, dtype=x.dtype)
+    along[:, d - 1] = r(2)
     few = torch.zeros(2, d, d, dtype=x.dtype)
     few[:, 0, 0], few[:, 0, d - 1] = r(2), r(2)
     made = [
@@ -42,7 +44,7 @@ def blocks(x: Tensor, seed: int = 0) -> list[Functionals]:
         lambda z: Functionals(z, gradient=r(2, d)),
         lambda z: Functionals(z, laplacian=r(2)),
         lambda z: Functionals(z, value=r(2), laplacian=r(2)),
-        lambda z: Functionals(z, gradient=r(2, d), laplacian=r(2)),
+        lambda z: Functionals(z, gradient=along, laplacian=r(2), axes=(d - 1,)),
         lambda z: Functionals(z, hessian=r(2, d, d)),
         lambda z: Functionals(z, hessian=few, entries=tuple(sorted({(0, 0), (0, d - 1)}))),
         lambda z: Functionals(

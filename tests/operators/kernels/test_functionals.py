@@ -61,7 +61,7 @@ def test_elementary_ones(d):
 def test_algebra_is_linear(d, i, j, factor, seed):
     x, field = random(18, d, seed=seed), normal(2, seed=seed)
     L, M = blocks(x, seed)[i], blocks(x, seed + 1)[j]
-    M = Functionals(L.points, M.value, M.gradient, M.laplacian, M.hessian, M.entries)
+    M = Functionals(L.points, M.value, M.gradient, M.laplacian, M.hessian, M.entries, M.axes)
     scale = applied(L).abs().max() + applied(M).abs().max()
     for combination, expected in (
         (L + M, applied(L) + applied(M)),
@@ -95,6 +95,18 @@ def test_sums_keep_what_is_known_of_entries():
     assert (Functionals.value_at(x) + a).entries == ((0, 1),)
     assert (a + Functionals(x, hessian=normal(3, 3, 3))).entries is None
     assert (a + Functionals.laplacian_at(x)).couplings == ((0, 0), (0, 1), (1, 1), (2, 2))
+
+
+def test_sums_keep_what_is_known_of_axes():
+    x = random(3, 3)
+    a, b = Functionals.gradient_at(x, 2), Functionals.gradient_at(x, -3)
+    assert a.axes == a.slopes == (2,)
+    assert (2 * (a + b)).axes == (0, 2)
+    assert (a + Functionals.value_at(x)).axes == (2,)
+    assert (Functionals.value_at(x) - a).axes == (2,)
+    assert (a + Functionals(x, gradient=normal(3, 3))).axes is None
+    assert Functionals(x, gradient=normal(3, 3)).slopes == (0, 1, 2)
+    assert Functionals.value_at(x).slopes == ()
 
 
 def test_second_order_part_is_symmetric_and_whole():
@@ -134,6 +146,7 @@ def test_is_a_tree_of_what_is_there():
         again = pytree.tree_unflatten(leaves, spec)
         assert repr(again) == repr(L)
         assert again.entries == L.entries
+        assert again.axes == L.axes
         assert bool((applied(again) == applied(L)).all())
 
 
@@ -183,6 +196,12 @@ def test_coefficients_must_fit(name, shape):
 def test_coefficients_must_be_of_the_points_dtype():
     with pytest.raises(TypeError, match=r"value is torch.float32 on cpu; points are torch.float64"):
         Functionals(random(3, 2), torch.zeros(3))
+
+
+@pytest.mark.parametrize("axes", [(2,), (0, -1)])
+def test_axes_must_be_axes(axes):
+    with pytest.raises(ValueError, match="axes holds"):
+        Functionals(random(3, 2), gradient=normal(3, 2), axes=axes)
 
 
 @pytest.mark.parametrize("entries", [((1, 0),), ((0, 2),), ((-1, 0),)])

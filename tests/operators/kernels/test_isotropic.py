@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import operators as ops
-from operators.kernels import isotropic
+from operators.kernels import pullback
 
 KERNELS = [
     ops.RBF(0.4),
@@ -118,10 +118,8 @@ def test_forward_mode_outside_of_transforms() -> None:
 
 def test_the_written_derivative_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    apply = isotropic._IsotropicPairs.apply
-    monkeypatch.setattr(
-        isotropic._IsotropicPairs, "apply", lambda *a: (used.append(1), apply(*a))[1]
-    )
+    apply = pullback._Block.apply
+    monkeypatch.setattr(pullback._Block, "apply", lambda *a: (used.append(1), apply(*a))[1])
     x = torch.rand(4, 2, dtype=torch.float64)
     ops.gram(ops.RBF(0.3), ops.Functionals.laplacian_at(x)).to_dense()
     assert used

@@ -153,7 +153,7 @@ def test_every_coordinate_periodic_with_its_length():
 
 
 def _rest(L):
-    return L.value, L.gradient, L.laplacian, L.hessian, L.entries
+    return L.value, L.gradient, L.laplacian, L.hessian, L.entries, L.axes
 
 
 def test_periodic_matern():
