@@ -70,6 +70,11 @@ def test_the_linearisation_is_the_frechet_derivative() -> None:
 def test_only_what_the_residual_depends_on_is_differentiated() -> None:
     blocks, _ = hl.Equation(burgers, points()).linearised(hl.Equation(burgers, points()).zeros())
     assert blocks[0]["u"].entries == ((1, 1),)
+    assert blocks[0]["u"].axes == (0, 1)
+    transport, _ = hl.Equation(lambda x, grad_u: x[0] * grad_u[1], points()).linearised(
+        hl.Equation(lambda x, grad_u: x[0] * grad_u[1], points()).zeros()
+    )
+    assert transport[0]["u"].axes == (1,)
 
 
 def test_a_system_of_two_fields() -> None:
