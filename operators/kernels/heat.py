@@ -57,7 +57,8 @@ def heat_pairs(
     Notes
     -----
     Its derivative is written out, with ``d E / d c_i = (1/4) d_i^2 E``: another row of the same
-    tables, at a third of what automatic differentiation of each elementwise step takes.
+    tables. A Gram matrix and its derivative take 0.75 to 0.8 of what they take by automatic
+    differentiation of each elementwise step.
     """
     rule = _Heat((tuple(left), tuple(right)))
     return block_of(rule, (x, y, A, B, *left.values(), *right.values()), W)

@@ -86,23 +86,20 @@ class PeriodicKernel(Kernel):
     def scale_lift(self, lift: Lift, factors: Tensor) -> Lift:  # noqa: D102
         return self.kernel.scale_lift(lift, factors)
 
-    def pairs(self, left: Lift, right: Lift) -> Tensor:  # noqa: D102
-        return self._block(left, right)
-
-    def weighted_pairs(self, left: Lift, right: Lift, W: Tensor) -> Tensor:  # noqa: D102
-        return self._block(left, right, W)
-
-    def _block(self, left: Lift, right: Lift, W: Tensor | None = None) -> Tensor:
+    def pairs(self, left: Lift, right: Lift) -> Tensor:
         """Of an RBF kernel a product over the coordinates of x, lines and circles."""
         length = self._gaussian()
         if length is None:
-            if W is None:
-                return self.kernel.pairs(left, right)
-            return self.kernel.weighted_pairs(left, right, W)
+            return self.kernel.pairs(left, right)
         d = left.dimension
         rates = (length * self.log_lengthscale.exp()).expand(d) ** -2
         circles = [axis in self.periods for axis in range(d)]
-        return gaussian_pairs(left, right, rates.to(left.points.dtype), circles, W)
+        return gaussian_pairs(left, right, rates.to(left.points.dtype), circles)
+
+    def weighted_pairs(self, left: Lift, right: Lift, W: Tensor) -> Tensor:  # noqa: D102
+        if self._gaussian() is None:
+            return self.kernel.weighted_pairs(left, right, W)
+        return super().weighted_pairs(left, right, W)
 
     def _gaussian(self) -> Tensor | None:
         """Its length, if the kernel is an RBF with one for all coordinates of the image."""

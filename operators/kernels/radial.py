@@ -282,7 +282,7 @@ class RBF(RadialKernel):
         isotropic = left.gradient is right.gradient is left.hessian is right.hessian is None
         if isotropic or d > _FLAT:
             return super()._block(left, right, W)
-        return gaussian_pairs(left, right, left.points.new_ones(d), [False] * d, W)
+        return weighted(gaussian_pairs(left, right, left.points.new_ones(d), [False] * d), W)
 
     def combine(self, coefficients: Combination, s: Tensor) -> Tensor:
         """``(c_0 - c_1 + c_2 - ...) exp(-s)``: one product for all of them."""
