@@ -54,7 +54,7 @@ GROUPS = {
     "amg": (amg.against_pyamg, amg.many_right_hand_sides, amg.kernel),
     "peers": (peers.hypergradients,),
     "implicit": (implicit.overhead, implicit.sparse, implicit.unrolling),
-    "gp-pde": (gp_pde.assembly, gp_pde.steps),
+    "gp-pde": (gp_pde.assembly, gp_pde.factorisation, gp_pde.smooth, gp_pde.steps),
     "runs": (runs.points, runs.checkpoint, runs.share),
     "auto": (auto.choice,),
     "costs": (costs.constants,),

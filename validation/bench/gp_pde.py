@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import operators as ops
 from hyperlearn.experiments.elliptic import EllipticTask, equations
 from hyperlearn.experiments.pde_experiment import WarpNetwork
 from hyperlearn.experiments.references import points
+from hyperlearn.gp.gauss_newton import step
+from solvers.dense.factor import CholeskyFactor
 from validation.bench.timing import Bench
 
 SQUARE = points.UNIT_SQUARE
@@ -120,3 +123,64 @@ def steps(bench: Bench) -> None:
         rows[name] = {"seconds a step": float(np.median(seconds))}
     note = "the authors' logs say .177, 9.06 and 10.3 s a step, on hardware that they do not name"
     bench.table("outer steps", rows, note)
+
+
+def factorisation(bench: Bench) -> None:
+    """A solve, a determinant and the derivative of both: one Cholesky, or torch's one for each."""
+    for n in (1200, 2400):
+        generator = torch.Generator().manual_seed(0)
+        x = points.uniform_interior(n, SQUARE, generator)
+        gram = ops.gram(ops.Matern(0.3, nu=2.5), ops.Functionals.value_at(x)).to_dense()
+        A = (gram + 1e-6 * torch.eye(n, dtype=torch.float64)).requires_grad_()
+        b = torch.randn(n, generator=generator, dtype=torch.float64)
+
+        def once(A: Tensor = A, b: Tensor = b) -> Tensor:
+            factor = CholeskyFactor(A)
+            return _slope(b @ factor.solve(b) + factor.logdet(), A)
+
+        def twice(A: Tensor = A, b: Tensor = b) -> Tensor:
+            solved = torch.cholesky_solve(b[:, None], torch.linalg.cholesky(A))[:, 0]
+            logdet = 2 * torch.linalg.cholesky(A).diagonal().log().sum()
+            return _slope(b @ solved + logdet, A)
+
+        def untold(A: Tensor = A, b: Tensor = b) -> Tensor:
+            return _slope(b @ torch.linalg.solve(A, b) + torch.linalg.slogdet(A)[1], A)
+
+        bench.compare(
+            f"b.A^-1 b + log det A and its derivative, n = {n}",
+            {"one Cholesky": once, "two of torch's": twice, "solve and slogdet": untold},
+            tolerance=1e-6,
+        )
+
+
+def _slope(value: Tensor, A: Tensor) -> Tensor:
+    (slope,) = torch.autograd.grad(value, A)
+    return (slope + slope.T) / 2
+
+
+def smooth(bench: Bench) -> None:
+    """Case A with more points: dense Cholesky against CG with a pivoted Cholesky preconditioner."""
+    for interior, boundary in ((900, 300), (3600, 600), (8100, 1200)):
+        task = EllipticTask(interior=interior, boundary=boundary)
+        inside, edge, held = equations(task)
+        pde = hl.PDE([inside, edge])
+        states = hl.solve_pde(pde, ops.RBF(0.2), nugget=1e-10, backend=hl.LowRank()).states
+
+        def gradient(
+            backend: hl.Backend, pde: hl.PDE = pde, states: Any = states, held: Any = held
+        ) -> Tensor:
+            log_length = torch.tensor(0.2, dtype=torch.float64).log().requires_grad_()
+            posterior = step(pde, {"u": ops.RBF(log_length.exp())}, states, 1e-10, backend)
+            blocks, target = held.linearised(posterior.state(held))
+            loss = (posterior.evaluate(blocks) - target.detach()).square().mean()
+            (slope,) = torch.autograd.grad(loss, log_length)
+            return torch.stack([loss.detach(), slope])
+
+        bench.compare(
+            f"Case A at {interior + boundary:,} points: loss and derivative",
+            {
+                "low rank": partial(gradient, hl.LowRank()),
+                "dense": partial(gradient, hl.Dense()),
+            },
+            tolerance=None,  # of solutions of systems of condition 1e10
+        )
