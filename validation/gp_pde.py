@@ -268,10 +268,17 @@ def gray_scott(seed: int) -> Found:
 
 
 def schroedinger(seed: int) -> Found:
-    """T7: the published errors, 7e-3, are to be beaten."""
-    run = _learnt("schroedinger", seed, None)
-    yield "u: L2", run.result["u_l2_error"], 0, 7e-3
-    yield "v: L2", run.result["v_l2_error"], 0, 7.5e-3
+    """T7, by marginal likelihood: medians of three draws of the points (published is one draw)."""
+    runs = [_learnt("schroedinger", seed + draw, None).result for draw in range(3)]
+
+    def median(name: str) -> float:
+        return float(np.median([result[name] for result in runs]))
+
+    yield "u: L2 (published: 7.1e-3)", median("u_l2_error"), 0, 7e-3
+    yield "v: L2 (published: 7.5e-3)", median("v_l2_error"), 0, 7e-3
+    for field, x in (("u", 0.1455), ("v", 0.1340)):
+        yield f"{field}: sigma_t (published: .25)", median(f"sigma_{field}_t"), 0.2, 0.3
+        yield f"{field}: sigma_x (published: {x})", median(f"sigma_{field}_x"), x - 0.03, x + 0.03
 
 
 def darcy(seed: int) -> Found:
@@ -305,7 +312,7 @@ ANCHORS: dict[str, Callable[[int], Found]] = {
 }
 LONG = ("T4", "T5", "T7")
 # Outer steps of the experiments that learn for longer.
-STEPS = {"burgers": 500, "eikonal": 240, "gray-scott": 140, "schroedinger": 400, "darcy": 250}
+STEPS = {"burgers": 500, "eikonal": 240, "gray-scott": 140, "schroedinger": 80, "darcy": 250}
 
 
 def _elliptic(

@@ -20,8 +20,7 @@ Spec = tuple[tuple[Powers, ...], tuple[Powers, ...]]
 # For each derivative: the columns and rows whose outer products add up to its coefficient.
 Groups = dict[Powers, tuple[list[Tensor], list[Tensor]]]
 # For each coordinate: h_0 (None, for ones), h_1, h_2, ...
-Table = Sequence[Tensor | None] | Mapping[int, Tensor | None]
-Tables = Sequence[Table]
+Tables = Sequence[Sequence[Tensor | None]]
 
 
 def degrees(spec: Spec) -> list[int]:
