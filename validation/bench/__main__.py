@@ -58,7 +58,7 @@ GROUPS = {
     "runs": (runs.points, runs.checkpoint, runs.share),
     "auto": (auto.choice,),
     "costs": (costs.constants,),
-    "sum_of_sines": (sum_of_sines.small, sum_of_sines.large),
+    "sum-of-sines": (sum_of_sines.small, sum_of_sines.large),
 }
 
 
