@@ -317,6 +317,35 @@ def log_of(value: Positive, name: str, *, single: bool = False) -> Tensor:
     return tensor.log()
 
 
+def log_lengths(lengthscale: Positive) -> Tensor:
+    """`log_of` a length, or of one for each coordinate.
+
+    Raises
+    ------
+    ValueError
+        It has more than one axis.
+    """
+    lengths = log_of(lengthscale, "lengthscale")
+    if lengths.ndim > 1:
+        raise ValueError(
+            f"lengthscale has shape {tuple(lengths.shape)}; expected a number or one for each "
+            "coordinate"
+        )
+    return lengths
+
+
+def check_lengths(kernel: Kernel, lengths: Tensor, d: int) -> None:
+    """Raise unless there is one length, or d of them.
+
+    Raises
+    ------
+    ValueError
+        There is another number.
+    """
+    if lengths.ndim and len(lengths) != d:
+        raise ValueError(f"{kernel!r} has {len(lengths)} lengths for points of dimension {d}")
+
+
 def _name(named: dict[str, Tensor], name: str, value: Any) -> None:
     if isinstance(value, (Kernel, Field)):
         value = value.parameters

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from operators.kernels.functionals import Functionals
 from operators.kernels.gaussian import gaussian_pairs
-from operators.kernels.kernel import Kernel, Lift, Positive, checked, log_of
+from operators.kernels.kernel import Kernel, Lift, Positive, check_lengths, checked, log_lengths
 from operators.kernels.radial import RBF
 from operators.kernels.warp import pulled_back, scaled
 
@@ -41,12 +41,7 @@ class PeriodicKernel(Kernel):
             raise ValueError(f"periods={periods!r}; expected axis -> positive period, one at least")
         self.kernel, self.periods = checked(kernel), dict(periods)
         # One length for each coordinate of x, so that both parts of a circle share theirs.
-        self.log_lengthscale = log_of(lengthscale, "lengthscale")
-        if self.log_lengthscale.ndim > 1:
-            raise ValueError(
-                f"lengthscale has shape {tuple(self.log_lengthscale.shape)}; expected a number or "
-                "one for each coordinate"
-            )
+        self.log_lengthscale = log_lengths(lengthscale)
 
     @property
     def smoothness(self) -> float:
@@ -59,8 +54,7 @@ class PeriodicKernel(Kernel):
         if max(self.periods) >= d:
             raise ValueError(f"periods of axes {list(self.periods)}, but points of dimension {d}")
         lengths = self.log_lengthscale.exp()
-        if lengths.ndim and len(lengths) != d:
-            raise ValueError(f"{self!r} has {len(lengths)} lengths for points of dimension {d}")
+        check_lengths(self, lengths, d)
         if self._gaussian() is not None:
             turns = [self.periods.get(axis, 2 * math.pi) / (2 * math.pi) for axis in range(d)]
             return scaled(L, torch.tensor(turns, dtype=x.dtype, device=x.device))
