@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyperlearn.gp.backend import Blocks
 from operators import Functionals
+from operators.kernels.jets import axis_pairs
 
 # A value, d_a, the Laplacian, or d_a d_b, by name and axes.
 Kind = tuple[str, tuple[int, ...]]
@@ -57,8 +58,7 @@ def terms(L: Functionals, *, split: bool) -> list[Term]:
             add(("second", pair), L.laplacian)
     if L.hessian is not None:
         H = L.hessian
-        wanted = [(a, b) for a in range(L.dimension) for b in range(a, L.dimension)]
-        for a, b in wanted if L.entries is None else L.entries:
+        for a, b in axis_pairs(L.dimension) if L.entries is None else L.entries:
             add(("second", (a, b)), H[:, a, a] if a == b else H[:, a, b] + H[:, b, a])
     return [Term(kind, L.points, coefficient) for kind, coefficient in found.items()]
 
