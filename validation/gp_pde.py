@@ -129,7 +129,7 @@ def identities(seed: int) -> Found:
 
 def burgers_fixed(seed: int) -> Found:
     """T4: the hand-tuned kernel of arXiv 2103.12959; median of three draws, which differ by 4."""
-    for interior, boundary, low, high in ((1000, 200, 2e-3, 7e-3), (2000, 400, 0, 2e-3)):
+    for interior, boundary, low, high in ((1000, 200, 2e-3, 7e-3), (2000, 400, 5e-4, 2e-3)):
         found = []
         for draw in range(3):
             made: Any = experiment("burgers")
@@ -273,14 +273,16 @@ def gray_scott(seed: int) -> Found:
 
 
 def schroedinger(seed: int) -> Found:
-    """T7, by marginal likelihood: medians of three draws of the points (published is one draw)."""
+    """T7, by marginal likelihood: one draw of the points, as published, and medians of three."""
     runs = [_learnt("schroedinger", seed + draw, None).result for draw in range(3)]
 
     def median(name: str) -> float:
         return float(np.median([result[name] for result in runs]))
 
-    yield "u: L2 (published: 7.1e-3)", median("u_l2_error"), 0, 7e-3
-    yield "v: L2 (published: 7.5e-3)", median("v_l2_error"), 0, 7e-3
+    yield "this draw, u: L2 (published: 7.1e-3)", runs[0]["u_l2_error"], 0, 7e-3
+    yield "this draw, v: L2 (published: 7.5e-3)", runs[0]["v_l2_error"], 0, 7.5e-3
+    yield "median, u: L2", median("u_l2_error"), 0, 7e-3
+    yield "median, v: L2", median("v_l2_error"), 0, 7e-3
     for field, x in (("u", 0.1455), ("v", 0.1340)):
         yield f"{field}: sigma_t (published: .25)", median(f"sigma_{field}_t"), 0.2, 0.3
         yield f"{field}: sigma_x (published: {x})", median(f"sigma_{field}_x"), x - 0.03, x + 0.03

@@ -16,6 +16,7 @@ from hyperlearn.experiments.elliptic import EllipticTask, equations
 from hyperlearn.experiments.pde_experiment import WarpNetwork
 from hyperlearn.experiments.references import points
 from hyperlearn.gp.gauss_newton import step
+from hyperlearn.gp.objectives import Held
 from solvers.dense.factor import CholeskyFactor
 from validation.bench.timing import Bench
 
@@ -164,15 +165,19 @@ def smooth(bench: Bench) -> None:
         task = EllipticTask(interior=interior, boundary=boundary)
         inside, edge, held = equations(task)
         pde = hl.PDE([inside, edge])
-        states = hl.solve_pde(pde, ops.RBF(0.2), nugget=1e-10, backend=hl.LowRank()).states
+        u = hl.solve_pde(pde, ops.RBF(0.2), nugget=1e-10, backend=hl.LowRank())
+        states, known = u.states, Held([held], [u.posterior.state(held)])
 
         def gradient(
-            backend: hl.Backend, pde: hl.PDE = pde, states: Any = states, held: Any = held
+            backend: hl.Backend,
+            pde: hl.PDE = pde,
+            states: Any = states,
+            known: Held = known,
+            objective: hl.Objective = hl.ValidationResidual([held]),
         ) -> Tensor:
             log_length = torch.tensor(0.2, dtype=torch.float64).log().requires_grad_()
             posterior = step(pde, {"u": ops.RBF(log_length.exp())}, states, 1e-10, backend)
-            blocks, target = held.linearised(posterior.state(held))
-            loss = (posterior.evaluate(blocks) - target.detach()).square().mean()
+            loss = objective.loss(posterior, known, None, torch.Generator())
             (slope,) = torch.autograd.grad(loss, log_length)
             return torch.stack([loss.detach(), slope])
 

@@ -26,6 +26,7 @@ import operators as ops
 from hyperlearn.experiments.references import points, sum_of_sines
 from hyperlearn.gp.backend import Backend, Dense
 from hyperlearn.gp.gauss_newton import step
+from hyperlearn.gp.objectives import Held
 from hyperlearn.gp.sparse import Sparse
 from validation.bench.timing import Bench
 
@@ -142,8 +143,8 @@ def loss(
     """Mean square of the linearised residual at validation points, one iteration from a state."""
     kernels = {"u": ops.Matern(log_length.exp(), nu=3.5)}
     posterior = step(pde, kernels, states, NUGGET, backend)
-    blocks, target = validation.linearised(known)
-    return (posterior.evaluate(blocks) - target).square().mean()
+    objective = hl.ValidationResidual([validation])
+    return objective.loss(posterior, Held([validation], [known]), None, torch.Generator())
 
 
 def _peak() -> float:
