@@ -63,6 +63,20 @@ def test_total_derivatives_are_finite_differences(length: float) -> None:
         assert float(gradient(prob, x, y, kind)) == pytest.approx(difference, rel=2e-3), kind
 
 
+@pytest.mark.parametrize("kind", ["one-step", "implicit", "unrolled"])
+def test_a_regularizer_adds_its_value_and_its_slope(kind: str) -> None:
+    def regularizer(x):
+        return 3.0 * (x["u"]["log_lengthscale"] - 1.0) ** 2
+
+    plain, regularized = problem(0.3), problem(0.3, regularizer=regularizer)
+    x = plain.x_space.ravel(plain.x0)
+    y = converged(plain, x)
+    expected = gradient(plain, x, y, kind) + 6.0 * (x - 1.0)
+    torch.testing.assert_close(gradient(regularized, x, y, kind), expected)
+    added = total_loss(regularized, x, y) - total_loss(plain, x, y)
+    assert added == pytest.approx(3.0 * (math.log(0.3) - 1.0) ** 2)
+
+
 def test_one_step_is_total_where_newton_converges_quadratically() -> None:
     prob = problem(0.3)
     assert hl.derivative_ratio(prob, prob.x0) == pytest.approx(1.0, abs=0.01)
